@@ -1,0 +1,463 @@
+"""What a run should do: the recipe, its sections, how they are read, changed by ``--set`` and fingerprinted. No torch here.
+
+A recipe is a YAML file under ``sr3_core/recipes`` (or a path). Every section is frozen and refuses unknown keys. A room
+receives only its own section, as one canonical JSON string, so that a change elsewhere leaves its result up to date.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sr3_core.errors import BadInput
+
+RECIPES = Path(__file__).parent / "recipes"
+MAX_SECTION_BYTES = 64 * 1024  # a section travels as one pipeline parameter
+SPLITS = ("train", "val", "test")
+SplitName = Literal["train", "val", "test"]
+_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def canonical_json(self) -> str:
+        """The section as one JSON string with sorted keys: what travels to a room and what a fingerprint hashes."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        if len(text.encode()) > MAX_SECTION_BYTES:
+            raise BadInput(f"a {type(self).__name__} section of {len(text.encode())} bytes", f"at most {MAX_SECTION_BYTES}", "shorten it")
+        return text
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class Plugin(Section):
+    """A plug-in by the name of its file (``unet``) or by a dotted module path, with its own options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Split(Section):
+    """How photos are divided: as the source publishes it, or by content hash into the shares given."""
+
+    by: Literal["published", "content_hash"] = "content_hash"
+    val: float = Field(0.1, ge=0, lt=1)
+    test: float = Field(0.1, ge=0, lt=1)
+    minimum: dict[SplitName, int] = {"train": 1, "val": 1, "test": 1}
+
+
+class Codec(Section):
+    """How a level is stored. A low image is always lossless; JPEG is for the largest level alone."""
+
+    format: Literal["png", "jpeg"] = "png"
+    quality: int = Field(95, ge=1, le=100)
+
+
+class Data(Section):
+    """The prepare room's section. ``levels`` are square sides in pixels, ascending; each is made from the next larger one."""
+
+    source: str
+    options: dict[str, Any] = {}
+    split: Split = Split()
+    levels: tuple[int, ...] = Field(min_length=1)
+    required_levels: dict[SplitName, tuple[int, ...]] = {}
+    fit: Literal["crop", "resize", "tiles"] = "crop"
+    degradation: Literal["bicubic", "box", "lanczos"] = "bicubic"
+    codec: Codec = Codec()
+    channels: int = Field(3, ge=1, le=64)
+    shard_samples: int = Field(8, ge=1)
+    max_rejected_share: float = Field(0.2, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> "Data":
+        if any(level < 1 for level in self.levels) or list(self.levels) != sorted(set(self.levels)):
+            raise ValueError(f"levels {list(self.levels)} must be positive, ascending and different")
+        for split, required in self.required_levels.items():
+            if not required or not set(required) <= set(self.levels):
+                raise ValueError(f"required_levels.{split} {list(required)} must name some of levels {list(self.levels)}")
+        return self
+
+    def required(self, split: str) -> tuple[int, ...]:
+        """Levels that every sample of ``split`` must have; all of them unless the recipe says otherwise."""
+        return self.required_levels.get(split, self.levels)  # type: ignore[arg-type]
+
+
+class Optimizer(Section):
+    name: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class LearningRate(Section):
+    """Shape of the learning rate over images seen: linear warm-up, then constant or cosine down to ``final`` of the peak."""
+
+    name: Literal["constant", "cosine"] = "constant"
+    warmup_images: int = Field(0, ge=0)
+    final: float = Field(0.0, ge=0, le=1)
+
+
+class Ema(Section):
+    """Exponential moving average of the weights; with ``warmup`` the decay is min(decay, (1 + steps) / (10 + steps))."""
+
+    decay: float = Field(0.9999, ge=0, lt=1)
+    warmup: bool = True
+
+
+class Augment(Section):
+    """Training-time changes, drawn per global sample index. ``zoom`` z > 1 crops a side up to z times larger and resizes it down."""
+
+    flip: bool = True
+    rotate90: bool = False
+    zoom: float = Field(1.0, ge=1)
+
+
+class Training(Section):
+    """How long and with what a stage is trained. Every length is counted in images seen, at any world size."""
+
+    images: int = Field(gt=0)
+    global_batch: int = Field(gt=0)
+    micro_batch: int = Field(gt=0)
+    crop: int | None = Field(None, gt=0)
+    augment: Augment = Augment()
+    optimizer: Optimizer = Optimizer()
+    learning_rate: LearningRate = LearningRate()
+    clip_norm: float | None = Field(1.0, gt=0)
+    ema: Ema = Ema()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    deterministic: bool = False
+    checkpoint_images: int = Field(gt=0)
+    log_images: int = Field(gt=0)
+    keep_checkpoints: int = Field(2, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Training":
+        if self.global_batch % self.micro_batch:
+            raise ValueError(f"global_batch {self.global_batch} must be a multiple of micro_batch {self.micro_batch}")
+        for field in ("images", "checkpoint_images", "log_images"):
+            if getattr(self, field) % self.global_batch:
+                raise ValueError(f"{field} {getattr(self, field)} must be a multiple of global_batch {self.global_batch}")
+        return self
+
+
+class Stage(Section):
+    """One model of the cascade, the train room's section: ``low`` -> ``high`` pixels (``low`` null: unconditional)."""
+
+    name: str = Field(pattern=_NAME)
+    low: int | None = Field(None, gt=0)
+    high: int = Field(gt=0)
+    channels: int = Field(3, ge=1, le=64)
+    model: Plugin
+    objective: Plugin
+    training: Training
+    sampling: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> "Stage":
+        if self.low is not None and (self.low >= self.high or self.high % self.low):
+            raise ValueError(f"low {self.low} must divide high {self.high}")
+        crop = self.training.crop
+        if crop is not None and (crop > self.high or (self.low is not None and crop % (self.high // self.low))):
+            raise ValueError(f"training.crop {crop} must be at most high {self.high} and a multiple of the scale")
+        return self
+
+    @property
+    def scale(self) -> int:
+        """How many times larger the output is than ``low`` (1 for an unconditional stage)."""
+        return 1 if self.low is None else self.high // self.low
+
+
+class Search(Section):
+    """Choice of the sampling options on held-out validation photos: the candidate with the best ``metric`` is used."""
+
+    split: SplitName = "val"
+    metric: str = "lpips"
+    candidates: tuple[dict[str, Any], ...] = Field(min_length=1)
+
+
+class Rule(Section):
+    """One condition of the gate, on the mean of ``metric``: better than a baseline (paired per photo) or within ``limit``."""
+
+    metric: str
+    than: str | None = None
+    limit: float | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "Rule":
+        if (self.than is None) == (self.limit is None):
+            raise ValueError("a gate rule takes either 'than' (a baseline) or 'limit' (a number)")
+        return self
+
+
+class Evaluation(Section):
+    """The evaluate room's section. ``variants`` are named changes of the sampling options that are reported beside the chosen ones."""
+
+    split: SplitName = "test"
+    metrics: tuple[Plugin, ...]
+    baselines: tuple[str, ...] = ("bicubic",)
+    search: Search | None = None
+    variants: dict[str, dict[str, Any]] = {}
+    gate: tuple[Rule, ...] = ()
+    seed: int = Field(0, ge=0)
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        return [{"name": item} if isinstance(item, str) else item for item in value] if isinstance(value, (list, tuple)) else value
+
+
+class Export(Section):
+    """The export room's section: the registered model's name and the alias that a passing version receives."""
+
+    model: str = Field(pattern=_NAME)
+    alias: str = Field("champion", pattern=_NAME)
+
+
+class Scaling(Section):
+    """Where and how widely a run works; it changes no result and is in no fingerprint."""
+
+    workers: int = Field(1, ge=1)
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    cpus_per_worker: int | None = Field(None, ge=1)
+
+
+class Recipe(Section):
+    """A complete named run."""
+
+    name: str = Field(pattern=_NAME)
+    data: Data
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    evaluation: Evaluation
+    export: Export
+    scaling: Scaling = Scaling()
+
+    @model_validator(mode="after")
+    def _stages_chain(self) -> "Recipe":
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names {names} must be different")
+        levels = self.data.levels
+        for before, stage in zip((None, *self.stages), self.stages, strict=False):
+            for level in (stage.low, stage.high):
+                if level is not None and level not in levels:
+                    raise ValueError(f"stage {stage.name} works at {level}, which is not among data.levels {list(levels)}")
+            if stage.low is not None and levels.index(stage.low) + 1 != levels.index(stage.high):
+                raise ValueError(f"stage {stage.name} must go from one of data.levels {list(levels)} to the next")
+            if before is not None and stage.low != before.high:
+                raise ValueError(f"stage {stage.name} starts at {stage.low}, but stage {before.name} ends at {before.high}")
+            if stage.channels != self.data.channels:
+                raise ValueError(f"stage {stage.name} has {stage.channels} channels, but data.channels is {self.data.channels}")
+            if stage.training.global_batch % (stage.training.micro_batch * self.scaling.workers):
+                raise ValueError(
+                    f"stage {stage.name}: global_batch {stage.training.global_batch} must be a multiple of "
+                    f"micro_batch {stage.training.micro_batch} x scaling.workers {self.scaling.workers}"
+                )
+        if self.stages[0].low is None and len(self.stages) == 1 and self.evaluation.gate:
+            raise ValueError("an unconditional recipe has no baseline: leave evaluation.gate empty")
+        return self
+
+
+def fingerprint(*parts: str) -> str:
+    """16 hex digits over ``parts`` (section JSON, upstream manifest hashes, schema versions), in order."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path and apply ``a.b=c`` overrides. Raises BadInput with the nearest valid name or key."""
+    values = _read_extending(name_or_path, seen=())
+    for override in overrides:
+        _apply(values, override)
+    refuse_secrets(values)
+    return parse(Recipe, values)
+
+
+def parse(section: type[SectionT], values: Any) -> SectionT:
+    """Validate ``values`` (a mapping, or canonical JSON as text) as ``section``; BadInput names key, got and allowed."""
+    if isinstance(values, str):
+        try:
+            values = json.loads(values)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"a {section.__name__} section that is not JSON ({error})", "one JSON object", "pass the section as JSON") from None
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise _as_bad_input(section, error) from None
+
+
+def options(section: type[SectionT], values: Mapping[str, Any], owner: str) -> SectionT:
+    """A plug-in's own options, validated; ``owner`` names the plug-in in the message."""
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        raise _as_bad_input(section, error, prefix=f"{owner}.options.") from None
+
+
+def nearest(got: str, allowed: Sequence[str]) -> str:
+    """The allowed values as text, the nearest to ``got`` first when there is one."""
+    close = difflib.get_close_matches(got, allowed, n=1, cutoff=0.5)
+    listed = ", ".join(allowed)
+    return f"{close[0]} (nearest) of {listed}" if close else listed
+
+
+_SECRET_KEY = re.compile(r"token|secret|password|access_key|credential", re.IGNORECASE)
+_SECRET_URI = re.compile(r"://[^/\s]*@|[?&][^=\s]*(signature|token|credential|sig)=", re.IGNORECASE)
+
+
+def refuse_secrets(values: Any, where: str = "") -> None:
+    """Raise BadInput for keys and URIs that carry credentials: every value of a recipe is printed and stored. Values are not echoed."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            if _SECRET_KEY.search(str(key)):
+                raise _secret(f"key {where}{key}")
+            refuse_secrets(value, f"{where}{key}.")
+    elif isinstance(values, (list, tuple)):
+        for index, value in enumerate(values):
+            refuse_secrets(value, f"{where}{index}.")
+    elif isinstance(values, str) and _SECRET_URI.search(values):
+        raise _secret(f"the value of {where.rstrip('.') or 'a parameter'}")
+
+
+def _secret(what: str) -> BadInput:
+    return BadInput(
+        f"{what} carries a credential (not shown)",
+        "recipes and parameters without credentials",
+        "pass credentials by the environment or workload identity",
+    )
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    twice = {str(key) for key in keys if keys.count(key) > 1}
+    if twice:
+        raise yaml.constructor.ConstructorError(None, None, f"key given twice: {', '.join(sorted(twice))}", node.start_mark)
+    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}  # type: ignore[no-untyped-call]
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise BadInput(f"{origin}: {error}", "YAML with each key once", "mend that line") from None
+
+
+def _read_extending(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    path = RECIPES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise BadInput(f"unknown recipe {name_or_path!r}", nearest(name_or_path, recipe_names()), "name one of these or give the path of a YAML file")
+    if str(path) in seen:
+        raise BadInput(f"recipe {path} extends itself", "a chain without a circle", "mend its 'extends'")
+    values = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} holds {type(values).__name__}", "a mapping of sections", "see sr3_core/recipes/demo.yaml")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    return _merged(_read_extending(str(base), (*seen, str(path))), values)
+
+
+def _merged(base: Any, change: Any) -> Any:
+    if isinstance(base, dict) and isinstance(change, dict):
+        return {**base, **{key: _merged(base.get(key), value) for key, value in change.items()}}
+    return change
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one ``a.b=c``; list items by index or by their ``name`` (``stages.sr256.training.images=64``)."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise BadInput(f"--set {override!r}", "KEY=VALUE, as data.source=folder", "write the key, '=' and the value")
+    target: Any = values
+    *parents, last = key.split(".")
+    for part in parents:
+        target = _child(target, part, override)
+    value = _parse_yaml(text, f"--set {key}")
+    if isinstance(target, list):
+        target[_index(target, last, override)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+    else:
+        raise BadInput(f"--set {override!r}: {'.'.join(parents)} is a single value", "a key of a section", "shorten the key")
+
+
+def _child(target: Any, part: str, override: str) -> Any:
+    if isinstance(target, list):
+        return target[_index(target, part, override)]
+    if isinstance(target, dict):
+        if target.get(part) is None:
+            target[part] = {}
+        return target[part]
+    raise BadInput(f"--set {override!r}: {part!r} is below a single value", "a key of a section", "shorten the key")
+
+
+def _index(target: list[Any], part: str, override: str) -> int:
+    names = [item.get("name") if isinstance(item, dict) else None for item in target]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(target):
+        return int(part)
+    allowed = [str(name) for name in names if name] + [str(index) for index in range(len(target))]
+    raise BadInput(f"--set {override!r}: no item {part!r}", nearest(part, allowed), "name an item or its index")
+
+
+def _as_bad_input(section: type[Section], error: ValidationError, prefix: str = "") -> BadInput:
+    first = error.errors(include_url=False)[0]
+    place = prefix + ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        allowed = _keys_at(section, first["loc"][:-1])
+        return BadInput(f"unknown key {place}", nearest(str(first["loc"][-1]), allowed), "mend the key")
+    if first["type"] == "missing":
+        return BadInput(f"no value for {place}", "a value: the key is required", "add it")
+    got = repr(first["input"])
+    got = got if len(got) <= 80 else got[:77] + "..."
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return BadInput(f"{place or section.__name__}: {message}", "values that agree", "change one of them")
+    return BadInput(f"{place}={got}", message[0].lower() + message[1:], "change the value")
+
+
+def _keys_at(section: type[Section], loc: Sequence[Any]) -> list[str]:
+    """Field names of the section that ``loc`` leads to from ``section``."""
+    current: Any = section
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = current.model_fields.get(part) if isinstance(current, type) and issubclass(current, Section) else None
+        if field is None:
+            break
+        current = _section_of(field.annotation) or current
+    return list(current.model_fields)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for part in getattr(annotation, "__args__", ()):
+        found = _section_of(part)
+        if found:
+            return found
+    return None
