@@ -1,0 +1,1 @@
+"""What a room leaves under root: file names, schema versions, writing, reading, verifying, leases."""
