@@ -1,0 +1,317 @@
+"""Ray for every room: connect by the rules below, map a function over items with retries, run an entry as a submitted job.
+
+Beside ``components/train/ray_launcher.py`` the only importer of ray, and only inside functions: a room that finds its result
+up to date starts no Ray.
+"""
+
+import asyncio
+import hashlib
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from sr3_core.errors import EXIT_BAD_INPUT, BadInput, Failed
+from sr3_core.progress import say
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+PROJECT = Path(__file__).resolve().parent.parent
+CODE_HASH_VARIABLE = "SR3_CODE_HASH"
+MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un on Linux
+_SOCKET_BELOW_TEMP = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+_OBJECT_STORE_BYTES = 256 * 1024 * 1024  # rooms exchange URIs and counts, not images
+_CONNECT_SECONDS = 5.0
+_POLL_SECONDS = 1.0
+_QUIET = {
+    "RAY_AUTH_MODE": "disabled",  # else a token file in the home folder turns authentication on
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # de-duplication holds lines back for seconds
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s is added to every stage's start and end
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The Ray a room works on: its address as text, its CPUs and GPUs, and the CPUs that one worker may use."""
+
+    address: str
+    cpus: int
+    gpus: int
+    cpus_per_worker: int
+
+
+def cores() -> int:
+    """CPU cores this process may use: affinity, and the container's quota where there is one; at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+
+
+def resolve(ray_address: str) -> str:
+    """The address to use: the one given, else RAY_ADDRESS of the environment (a submitted job's, or the user's), else "" (a local Ray).
+
+    Raises BadInput for a form that is not supported.
+    """
+    address = ray_address or os.environ.get("RAY_ADDRESS", "")
+    if address.startswith("ray://"):
+        raise BadInput(f"ray address {address}", "HOST:PORT of a head, http://HOST:8265 for a submitted job, or none", "use the job address")
+    return address
+
+
+def is_job_address(address: str) -> bool:
+    """Whether the room's entry is to be submitted there as a job instead of running here."""
+    return address.startswith(("http://", "https://"))
+
+
+@contextmanager
+def connect(
+    ray_address: str,
+    *,
+    workers: int,
+    cpus_per_worker: int | None = None,
+    gpus_per_worker: int = 0,
+    dashboard: bool = False,
+    room: str = "ray",
+) -> Iterator[Cluster]:
+    """Connect to Ray for the length of the block; a Ray started here ends with it.
+
+    No address: a local Ray with max(workers, cores) CPUs, never one that happens to run on this machine. Ray Train wants
+    ``dashboard``, or it repeats warnings. Raises BadInput when the address does not answer or has less than
+    ``workers`` x ``cpus_per_worker`` CPUs (None: its CPUs divided by the workers) or ``gpus_per_worker`` GPUs.
+    """
+    quieten()
+    import ray
+
+    _same_code()
+    address = resolve(ray_address)
+    if is_job_address(address):
+        raise BadInput(f"ray address {address} to work on directly", "HOST:PORT of a head, or none", "run the room's command, which submits a job there")
+    shared = ray.is_initialized()
+    if not shared:
+        _start(address, workers=workers, dashboard=dashboard)
+    try:
+        yield _resources(address, shared=shared, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, room=room)
+    finally:
+        if not shared:
+            ray.shutdown()
+
+
+def map_tasks(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    retries: int = 2,
+    on_done: Callable[[Item, Result], None] | None = None,
+    cpus_per_task: float = 1,
+    at_once: int | None = None,
+    name: Callable[[Item], str] = repr,
+) -> list[Result]:
+    """``[function(item) for item in items]`` as Ray tasks inside ``connect``; results in the order of ``items``.
+
+    A task that raises, or whose process dies, is tried ``retries`` times more; BadInput is never retried and passes through.
+    On a final error the other tasks are cancelled and Failed names the item. ``on_done`` is called here as each one ends,
+    in order of completion. At most ``at_once`` tasks (None: as many as the CPUs take) are in flight.
+    """
+    import ray
+
+    limit = at_once or max(1, int(ray.cluster_resources().get("CPU", 1) // max(cpus_per_task, 1e-3)))
+    remote = ray.remote(num_cpus=cpus_per_task, max_retries=0)(function)
+    results: dict[int, Result] = {}
+    running: dict[Any, tuple[int, int]] = {}  # reference -> (index, attempt)
+    waiting = [(index, 0) for index in reversed(range(len(items)))]
+    try:
+        while waiting or running:
+            while waiting and len(running) < limit:
+                index, attempt = waiting.pop()
+                running[remote.remote(items[index])] = (index, attempt)
+            done, _ = ray.wait(list(running), num_returns=1)
+            index, attempt = running.pop(done[0])
+            try:
+                results[index] = ray.get(done[0])
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                if isinstance(cause, BadInput):
+                    raise cause from None
+                if attempt == retries:
+                    text = f"{type(cause).__name__}: {_last_line(cause)}"
+                    raise Failed(f"{name(items[index])} failed {attempt + 1} times, at last with {text}") from error
+                waiting.append((index, attempt + 1))
+                continue
+            if on_done is not None:
+                on_done(items[index], results[index])
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+    return [results[index] for index in range(len(items))]
+
+
+def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fingerprint: str, working_dir: str | None = None) -> None:
+    """Run ``python -m module arguments`` as a Ray job at ``address`` (http://HOST:PORT), print its log, and end as it ends.
+
+    The job's id is ``sr3-<fingerprint>-<attempt>``: a retried caller follows the attempt that is still running. Raises BadInput
+    when the address does not answer or the job ends with exit code 2, Failed when it ends otherwise; when the caller is
+    interrupted, the job is stopped. ``working_dir`` uploads a folder (a developer's path; None: the code of the cluster's image).
+    """
+    quieten()
+    import shlex
+
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+        attempts = {job.submission_id: job.status for job in client.list_jobs() if (job.submission_id or "").startswith(f"sr3-{fingerprint}-")}
+    except (ConnectionError, RuntimeError) as error:
+        raise BadInput(f"ray job address {address} does not answer ({_last_line(error)})", "the dashboard address of a Ray head", "check it and that the head runs") from None
+    alive = [job for job, status in attempts.items() if not status.is_terminal()]
+    if alive:
+        job = str(alive[0])
+        say("ray", f"following job {job}, which runs already")
+    else:
+        runtime_env: dict[str, Any] = {"env_vars": {CODE_HASH_VARIABLE: code_hash()}}
+        if working_dir is not None:
+            runtime_env["working_dir"] = working_dir
+        job = client.submit_job(
+            entrypoint=shlex.join(["python", "-m", module, *arguments]),
+            submission_id=f"sr3-{fingerprint}-{len(attempts)}",
+            runtime_env=runtime_env,
+        )
+        say("ray", f"submitted job {job} to {address}")
+    last_bad = ""
+    try:
+        for line in _log_lines(client, job):
+            print(line, flush=True)
+            if "bad input: " in line:
+                last_bad = line.partition("bad input: ")[2]
+        while not client.get_job_status(job).is_terminal():
+            time.sleep(_POLL_SECONDS)
+    except BaseException:
+        client.stop_job(job)
+        raise
+    info = client.get_job_info(job)
+    if info.status == JobStatus.SUCCEEDED:
+        return
+    if info.driver_exit_code == EXIT_BAD_INPUT:
+        got, _, rest = (last_bad or "input that the job refused").partition("; allowed: ")
+        allowed, _, do = rest.partition("; do: ")
+        raise BadInput(got, allowed or "see the job's log", do or f"ray job logs {job}")
+    raise Failed(f"job {job} at {address} ended as {info.status.value} (exit code {info.driver_exit_code}); log: ray job logs {job}")
+
+
+def code_hash() -> str:
+    """Hash of every Python file of the project's packages: equal here and on the cluster when both run the same code."""
+    digest = hashlib.sha256()
+    for package in ("components", "sr3_core"):
+        for path in sorted((PROJECT / package).rglob("*.py")):
+            digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def quieten() -> None:
+    """Settings that Ray reads when it is imported or started; what the user has set stands."""
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+
+
+def _same_code() -> None:
+    expected = os.environ.get(CODE_HASH_VARIABLE)
+    if expected and expected != code_hash():
+        raise BadInput(f"code {code_hash()} on the cluster", f"the submitter's, {expected}", "run the cluster from the image of the same build")
+
+
+def _start(address: str, *, workers: int, dashboard: bool) -> None:
+    import ray
+
+    if not address:
+        _check_socket_path()
+        # the raylet's processes inherit this environment: a room works in <root>/work, not beside the packages
+        parts = [str(PROJECT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(parts))
+        ray.init(
+            address="local",
+            num_cpus=max(workers, cores()),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=dashboard,
+            logging_level="ERROR",
+        )
+        return
+    if address != "auto":
+        _check_answers(address)
+    try:
+        ray.init(address=address, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise BadInput(f"no Ray at {address} ({_last_line(error)})", "HOST:PORT of a running head", "check the address, or leave it out for a local Ray") from None
+
+
+def _resources(address: str, *, shared: bool, workers: int, cpus_per_worker: int | None, gpus_per_worker: int, room: str) -> Cluster:
+    import ray
+
+    there = ray.cluster_resources()
+    cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
+    each = cpus_per_worker or max(1, (cpus if address or shared else cores()) // workers)
+    label = f"Ray at {address}" if address else "Ray already started by this process" if shared else "Ray of its own"
+    have, need = f"{cpus} CPU, {gpus} GPU", f"{workers} workers x {each} CPU" + (f" x {gpus_per_worker} GPU" if gpus_per_worker else "")
+    if workers * each > cpus or workers * gpus_per_worker > gpus:
+        raise BadInput(f"{need} on {label}", f"what is there: {have}", "lower scaling.workers or scaling.cpus_per_worker, or use a larger cluster")
+    say(room, f"{label}: {have}; {need}")
+    return Cluster(address=address, cpus=cpus, gpus=gpus, cpus_per_worker=each)
+
+
+def _check_socket_path() -> None:
+    folder = os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform.startswith("linux") else tempfile.gettempdir())
+    length = len(os.fsencode(folder + _SOCKET_BELOW_TEMP))
+    if length > MAX_SOCKET_PATH_BYTES:
+        allowed = f"at most {MAX_SOCKET_PATH_BYTES - len(_SOCKET_BELOW_TEMP)} bytes, so that a socket path fits"
+        raise BadInput(f"RAY_TMPDIR of {len(os.fsencode(folder))} bytes ({folder})", allowed, "set RAY_TMPDIR to a shorter folder")
+
+
+def _check_answers(address: str) -> None:
+    parts = urlsplit(f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
+        raise BadInput(f"ray address {address!r}", "HOST:PORT of a head, http://HOST:8265 for a submitted job, or none", "mend the address")
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise BadInput(f"no Ray at {address} ({error})", "HOST:PORT of a running head", "check the address, or leave it out for a local Ray") from None
+
+
+def _log_lines(client: Any, job: str) -> Iterator[str]:
+    """Lines of a job's log as they come; the tail of a chunk waits for its end of line."""
+    loop = asyncio.new_event_loop()
+    chunks = client.tail_job_logs(job)
+    rest = ""
+    try:
+        while True:
+            try:
+                rest += loop.run_until_complete(anext(chunks))
+            except StopAsyncIteration:
+                break
+            *lines, rest = rest.split("\n")
+            yield from lines
+        if rest:
+            yield rest
+    finally:
+        loop.close()
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
