@@ -1,0 +1,1 @@
+"""What a training turn means, one family a file. A file offers ``Options`` and ``Objective`` (see ``diffusion.py``)."""
