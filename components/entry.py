@@ -1,0 +1,129 @@
+"""What every room's entry does around its work: the error protocol, the working folder, the code look-up check, the orphan watch.
+
+``with entry.guard("train-x4", root=root, run_key=run_key): main.run(...)`` in component.py and in __main__.py alike.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from sr3_core import processes, storage
+from sr3_core.errors import EXIT_BAD_INPUT, EXIT_FAILED, BadInput, Failed
+from sr3_core.progress import say
+
+PARENT = "SR3_PARENT"  # set by `sr3 run`: identity of the process whose end ends the rooms (a shell stands between them)
+_PACKAGES = ("pipeline", "components", "sr3_core")
+_WATCH_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def guard(task: str, *, root: str, run_key: str, job_id: str = "") -> Iterator[None]:
+    """Run a room's body: paths are absolute from here on, the working folder is ``work_folder(root)``.
+
+    BadInput ends the process with exit 2, everything else with 1; the line is printed and stands in
+    ``<root>/runs/<run_key>/<task>.error.json`` for whoever started the room. ``job_id`` names the pipeline run:
+    a retry within the same run ends at once where the first try found bad input.
+    """
+    try:
+        check_code_lookup()
+        _refuse_retry(task, root, run_key, job_id)
+        os.chdir(work_folder(root))
+        watch_parent()
+        yield
+    except SystemExit:
+        raise
+    except BaseException as error:  # every failure of a room is recorded, an interrupt too; nothing is swallowed: it ends in an exit
+        code, line = _reason(error)
+        if _innermost(error) is None:
+            traceback.print_exc()
+        say(task, f"failed: {line}")
+        _record(task, root, run_key, job_id, code, line)
+        sys.stderr.flush()
+        raise SystemExit(code) from None
+
+
+def error_uri(root: str, run_key: str, task: str) -> str:
+    """Where a failed room leaves ``{"exit": 1 | 2, "line": ..., "job_id": ...}``."""
+    return storage.join(root, "runs", run_key, f"{task}.error.json")
+
+
+def work_folder(root: str) -> Path:
+    """The local working folder: ``<root>/work``, or one in the temporary folder when root is remote. Made if missing."""
+    if storage.is_local(root):
+        folder = storage.local_path(root) / "work"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"sr3-work-{os.getuid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"root {root} is not writable ({error.strerror})", "a folder one may write to", "choose another --root") from None
+    return folder
+
+
+def check_code_lookup() -> None:
+    """The project's packages must come from one folder: a stray components/ or pipeline.py on the path would run instead of ours."""
+    home = Path(storage.__file__).resolve().parent.parent
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        places = [Path(place).resolve() for place in (spec.submodule_search_locations or [])] if spec else []
+        if places != [home / name]:
+            found = places[0] if places else (spec.origin if spec else "nowhere")
+            raise BadInput(f"{name} is found at {found}", f"{home / name}, beside the rest of sr3", "leave that folder or take it off PYTHONPATH")
+
+
+def watch_parent() -> None:
+    """End this process and its descendants when the one that started it is gone: a room never outlives its run."""
+    named = os.environ.get(PARENT, "")
+    parent = named or (processes.identity(os.getppid()) if os.getppid() > 1 else "")
+    if parent:
+        threading.Thread(target=_watch, args=(parent,), name="sr3-orphan-watch", daemon=True).start()
+
+
+def _watch(parent: str) -> None:
+    while processes.is_alive(parent):
+        time.sleep(_WATCH_SECONDS)
+    below = processes.descendants(os.getpid())
+    processes.end(below, patience_seconds=2.0)
+    os._exit(EXIT_FAILED)
+
+
+def _reason(error: BaseException) -> tuple[int, str]:
+    """Exit code and line of the innermost BadInput or Failed among the error and what it wraps (Ray wraps what its tasks raise)."""
+    found = _innermost(error)
+    if found is not None:
+        return (EXIT_BAD_INPUT if isinstance(found, BadInput) else EXIT_FAILED), str(found)
+    return EXIT_FAILED, " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+def _innermost(error: BaseException) -> BaseException | None:
+    inner = [getattr(error, "cause", None), error.__cause__, *getattr(error, "worker_failures", {}).values()]
+    for wrapped in inner:
+        if isinstance(wrapped, BaseException) and wrapped is not error and (found := _innermost(wrapped)) is not None:
+            return found
+    return error if isinstance(error, (BadInput, Failed)) else None
+
+
+def _refuse_retry(task: str, root: str, run_key: str, job_id: str) -> None:
+    uri = error_uri(root, run_key, task)
+    if not job_id or not storage.exists(uri):
+        return
+    recorded = storage.read_json(uri)
+    if recorded.get("job_id") == job_id and recorded.get("exit") == EXIT_BAD_INPUT:
+        say(task, f"not tried again: {recorded['line']}")
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
+def _record(task: str, root: str, run_key: str, job_id: str, code: int, line: str) -> None:
+    text = json.dumps({"exit": code, "line": line, "job_id": job_id}, indent=1)
+    try:
+        storage.write_bytes(error_uri(root, run_key, task), text.encode())
+    except (BadInput, OSError) as error:
+        say(task, f"could not write {error_uri(root, run_key, task)} ({error})")

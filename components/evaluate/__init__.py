@@ -1,0 +1,1 @@
+"""The evaluate room: bundles are measured beside baselines and become an EvalReport."""

@@ -1,0 +1,1 @@
+"""The export room: the gate, the cascade bundle and the MLflow registry."""

@@ -1,0 +1,1 @@
+"""The prepare room: images from anywhere become a ShardSet."""
