@@ -7,7 +7,8 @@ To add a dataset, put one file beside this one (its name is the name in the reci
 - ``listing(options) -> str``: one line per input file (path, size, stamp). Its hash is part of prepare's fingerprint, so a
   changed photo makes a new ShardSet. It must not change when nothing changed, and reads no file's content over a network.
 
-Both raise BadInput for a source that is missing, unreadable or empty.
+Both raise BadInput for a source that is missing, unreadable or empty. An option named ``uri`` is where the source lies: prepare
+refuses a root equal to it or inside it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,9 +25,6 @@ class Example:
     ``key`` names it within the source and is unique there (a path relative to the source, without its extension; any characters).
     ``uri`` is where its bytes are (an absolute path or fsspec URI). ``split`` is the published split, None where the source has none.
     ``label`` is the class of a class-conditional set. ``attributes`` are JSON values kept with the sample: author, title, licence, ...
-
-    An optional attribute ``"group"`` (a string) names photos that belong together (near-duplicates, crops of one photo); a split by
-    content hash keeps a group on one side.
     """
 
     key: str

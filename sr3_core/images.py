@@ -1,0 +1,183 @@
+"""The only importer of PIL: bytes <-> arrays, resizing, uint8 HWC <-> float32 CHW in [-1, 1]. No torch, no files, no URIs.
+
+Arrays are H x W x C. ``height, width`` is the order of every size here.
+"""
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    Image,
+    ImageOps,
+    TiffImagePlugin,  # noqa: F401  # pyright: ignore[reportUnusedImport]  - Image.open knows a named format only once imported
+    WebPImagePlugin,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+)
+
+Filter = Literal["bicubic", "box", "lanczos", "nearest"]
+Format = Literal["png", "jpeg"]
+Array = NDArray[Any]
+
+MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: 256 MiB at 3 bytes a pixel
+PNG_LEVEL = 1  # zlib level: 1.5 times faster in all than level 6 and a tenth larger (PERF: PNG-6 is most of a naive prepare)
+EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg"}
+CHANNELS = (1, 3)  # what ``decode`` can give
+
+# Formats whose decoders are plain C or Python over memory: EPS (runs Ghostscript) and the exotic ones stay out.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
+_FILTERS: dict[str, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+_EXIF_ORIENTATION = 0x0112
+
+
+class BadImage(Exception):
+    """Bytes that are no usable image. ``reason`` is one of few short texts, to be counted; ``detail`` says more."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, " ".join(detail.split())
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself before its pixels are decoded. ``height`` and ``width`` are after the EXIF orientation."""
+
+    format: str  # Pillow's name: "JPEG", "PNG", ...
+    mode: str
+    height: int
+    width: int
+    upright: bool  # True when the stored pixels need no EXIF rotation
+    frames: int
+
+
+def header(data: bytes) -> Header:
+    """Read the header alone. Raises BadImage."""
+    return _read(data)[0]
+
+
+def decode(data: bytes, *, channels: int = 3) -> NDArray[np.uint8]:
+    """Decode ``data`` to (H, W, channels) uint8 with the EXIF orientation applied; grey and colour are converted into each other.
+
+    Raises BadImage for damage, for more than ``MAX_PIXELS`` pixels, for transparency and for depths other than 8 bits.
+    """
+    if channels not in CHANNELS:
+        raise ValueError(f"channels={channels}; allowed: {CHANNELS}")
+    image = _read(data)[1]
+    if image.mode not in _MODES:
+        raise BadImage("unsupported mode", f"{image.mode}; allowed: 8-bit grey or colour")
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("P", "PA", "LA", "RGBA") and ("transparency" in image.info or image.mode != "P"):
+            image = image.convert("RGBA")
+            if image.getchannel("A").getextrema()[0] != 255:
+                raise BadImage("transparency", "some pixels are not opaque")
+        array = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
+    except BadImage:
+        raise
+    except Exception as error:  # a decoder that meets hostile bytes raises anything, SyntaxError and struct.error among them
+        raise _damage(error) from None
+    return np.ascontiguousarray(array.reshape(*array.shape[:2], channels))
+
+
+def encode(array: NDArray[np.uint8], format: Format = "png", quality: int = 95) -> bytes:
+    """Encode (H, W, 1 or 3) uint8; ``quality`` (1..100, full chroma) is for JPEG alone. The bytes hold no time and no metadata."""
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in CHANNELS:
+        raise ValueError(f"cannot encode {array.dtype} of shape {array.shape}; allowed: uint8 (H, W, 1 or 3)")
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    buffer = io.BytesIO()
+    if format == "png":
+        image.save(buffer, "PNG", compress_level=PNG_LEVEL)
+    else:
+        image.save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def resize(array: Array, size: tuple[int, int], filter: Filter) -> Array:
+    """Resize (H, W, C) uint8, uint16 or float32 to ``size`` = (height, width), antialiased; same dtype and C.
+
+    Computed per channel in float32 (Pillow's mode "F"); integers are rounded and clipped to their range once, at the end.
+    """
+    if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ValueError(f"cannot resize {array.dtype} of shape {array.shape}; allowed: uint8, uint16 or float32 (H, W, C)")
+    if array.shape[:2] == size:
+        return array.copy()
+    height, width = size
+    result = np.empty((height, width, array.shape[2]), np.float32)
+    for channel in range(array.shape[2]):
+        plane = Image.fromarray(np.ascontiguousarray(array[:, :, channel], dtype=np.float32))
+        result[:, :, channel] = np.asarray(plane.resize((width, height), _FILTERS[filter]))
+    if array.dtype == np.float32:
+        return result
+    return np.clip(np.rint(result), 0, np.iinfo(array.dtype).max).astype(array.dtype)
+
+
+@lru_cache(maxsize=64)
+def resize_matrix(size_in: int, size_out: int, filter: Filter) -> NDArray[np.float64]:
+    """The operator of ``resize`` along one axis as a (size_out, size_in) float64 matrix, read-only: ``M @ column``.
+
+    The identity pushed through Pillow's mode "F" (float32 weights), so that it is the same operator and not a second one.
+    """
+    identity = Image.fromarray(np.eye(size_in, dtype=np.float32))
+    matrix = np.asarray(identity.resize((size_in, size_out), _FILTERS[filter])).astype(np.float64)
+    matrix.setflags(write=False)
+    return matrix
+
+
+def centre_square(array: Array) -> Array:
+    """The largest centred square of (H, W, C), a view; of an odd rest the larger half is cut at the bottom or right."""
+    side = min(array.shape[:2])
+    top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
+    return array[top : top + side, left : left + side]
+
+
+def to_unit(array: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(H, W, C) uint8 in 0..255 -> (C, H, W) float32 in [-1, 1]: x / 127.5 - 1."""
+    if array.dtype != np.uint8:
+        raise ValueError(f"got {array.dtype}; allowed: uint8")
+    return np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def from_unit(array: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(C, H, W) float32 -> (H, W, C) uint8, rounded and clipped; the inverse of ``to_unit``. Raises ValueError for NaN or infinity."""
+    if not np.isfinite(array).all():
+        raise ValueError("the image holds NaN or infinity")
+    return np.ascontiguousarray(np.clip(np.rint((array + 1) * 127.5), 0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _read(data: bytes) -> tuple[Header, Image.Image]:
+    """Open without decoding; refuse too many pixels before any memory is spent on them."""
+    if not data:
+        raise BadImage("empty file")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        width, height = image.size
+        turned = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Image.UnidentifiedImageError:
+        raise BadImage("not an image", f"none of {', '.join(_FORMATS)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage("too many pixels", str(error)) from None
+    except Exception as error:  # as in decode
+        raise _damage(error) from None
+    if width * height > MAX_PIXELS:
+        raise BadImage("too many pixels", f"{width} x {height}; allowed: {MAX_PIXELS}")
+    if turned in (5, 6, 7, 8):
+        width, height = height, width
+    frames = cast(int, getattr(image, "n_frames", 1))
+    return Header(image.format or "", image.mode, height, width, turned in (0, 1), frames), image
+
+
+def _damage(error: Exception) -> BadImage:
+    text = f"{type(error).__name__}: {error}"
+    return BadImage("truncated" if "truncated" in text.lower() else "corrupt", text)
