@@ -22,6 +22,7 @@ from sr3_core.progress import say
 PARENT = "SR3_PARENT"  # set by `sr3 run`: identity of the process whose end ends the rooms (a shell stands between them)
 _PACKAGES = ("pipeline", "components", "sr3_core")
 _WATCH_SECONDS = 1.0
+RECEIPT_BYTES = 8 * 1024 * 1024  # an artifact is carried whole to each consumer and to the browser
 
 
 @contextlib.contextmanager
@@ -127,3 +128,16 @@ def _record(task: str, root: str, run_key: str, job_id: str, code: int, line: st
         storage.write_bytes(error_uri(root, run_key, task), text.encode())
     except (BadInput, OSError) as error:
         say(task, f"could not write {error_uri(root, run_key, task)} ({error})")
+
+
+def receipt(path: str, *, uri: str, sha256: str, name: str) -> dict[str, str]:
+    """Copy the small file ``name`` of the folder ``uri`` to ``path`` (a KFP artifact's) and return the artifact's metadata.
+
+    A KFP artifact is a receipt, not the data: what is larger than RECEIPT_BYTES is left where it stands and only named.
+    """
+    source = storage.join(uri, name)
+    small = storage.size(source) <= RECEIPT_BYTES
+    content = storage.read_bytes(source) if small else json.dumps({"uri": source, "manifest_sha256": sha256}).encode()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content)
+    return {"uri": uri, "manifest_sha256": sha256}
