@@ -45,4 +45,4 @@ def finish(root: str, mlflow_uri: str, run_key: str, job_id: str, status: dsl.Pi
     from components.export import finish as work
 
     with entry.guard("finish", root=root, run_key=run_key, job_id=job_id):
-        work.run(mlflow_uri=mlflow_uri or entry.default_mlflow_uri(root), run_key=run_key, state=status.state)
+        work.run(mlflow_uri=mlflow_uri, run_key=run_key, state=status.state)
