@@ -1,0 +1,56 @@
+"""The order in which samples are seen: a permutation for each (seed, epoch), entered at any position without the ones before it."""
+
+import hashlib
+from functools import lru_cache
+
+_ROUNDS = 8
+_WORD = 0xFFFFFFFFFFFFFFFF
+
+
+class Order:
+    """Sample numbers in a shuffled order that needs no state: ``sample(position)`` is a pure function of (num_samples, seed, position).
+
+    ``position`` counts over epochs: position // num_samples is the epoch, and within one epoch every sample comes exactly once.
+    A Feistel network over [0, 4^k), the smallest such domain that holds num_samples, restricted by cycle walking (Black and Rogaway
+    2002, "Ciphers with arbitrary finite domains", method 3): fewer than 4 steps on average, no table.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        """Raises ValueError without a sample."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}; allowed: at least 1")
+        self.num_samples, self.seed = num_samples, seed
+        self._half_bits = max(1, ((num_samples - 1).bit_length() + 1) // 2)
+
+    def sample(self, position: int) -> int:
+        """The sample number in [0, num_samples) at ``position`` >= 0. Raises ValueError for a negative position."""
+        if position < 0:
+            raise ValueError(f"position={position}; allowed: 0 or more")
+        epoch, value = divmod(position, self.num_samples)
+        keys = _round_keys(self.seed, epoch)
+        while True:  # the network is a permutation of its domain, so the walk returns to [0, num_samples)
+            value = _feistel(value, keys, self._half_bits)
+            if value < self.num_samples:
+                return value
+
+
+@lru_cache(maxsize=16)
+def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
+    digest = hashlib.blake2b(f"{seed}\0order\0{epoch}".encode(), digest_size=8 * _ROUNDS).digest()
+    return tuple(int.from_bytes(digest[8 * index : 8 * index + 8], "little") for index in range(_ROUNDS))
+
+
+def _feistel(value: int, keys: tuple[int, ...], half_bits: int) -> int:
+    mask = (1 << half_bits) - 1
+    left, right = value >> half_bits, value & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return left << half_bits | right
+
+
+def _mix(value: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit of a 64-bit word depends on all of its bits."""
+    value &= _WORD
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & _WORD
+    return value ^ value >> 31
