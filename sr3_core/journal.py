@@ -11,7 +11,7 @@ _ENTRIES, _FILES = "entries.jsonl", "files"
 
 
 class Journal:
-    """Entries (JSON objects) in the order they were appended; they outlive the process. One writer: the folder is locked while it holds any.
+    """Entries (JSON objects) in the order they were appended; they outlive the process. One writer: the folder is locked.
 
     An entry's ``path`` names a local file that may be gone later: it is copied into the journal. Raises BlockingIOError when
     another process holds the folder.

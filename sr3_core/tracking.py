@@ -8,28 +8,30 @@ import fcntl
 import json
 import os
 import re
-import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
-from urllib.parse import urlsplit
 
-from sr3_core.config import refuse_secrets
 from sr3_core.errors import BadInput, Failed
 from sr3_core.journal import Journal
 from sr3_core.progress import say
+from sr3_core.tracking_uri import SQLITE, absolute, check_sqlite, default_uri, ui_command
+
+__all__ = [
+    "MlflowTracker", "Tracker", "absolute", "check", "child", "client", "close_parent", "default_uri", "experiment_id", "find_parent",
+    "open_parent",
+    "patience", "quiet", "ui_command", "upload_left_behind",
+]  # fmt: skip
 
 EXPERIMENT = "sr3"
 JOURNAL = "mlflow-journal-"
 RUN_KEY, RECIPE, TASK, FINGERPRINT, PARENT = "sr3.run_key", "sr3.recipe", "sr3.task", "sr3.fingerprint", "mlflow.parentRunId"
 RETRY_SECONDS = 30.0  # how long a tracker that lost its server writes to the journal alone before it tries again
 _PARAM_CHARACTERS, _TAG_CHARACTERS, _KEY_CHARACTERS, _BATCH = 6000, 8000, 250, 100  # limits of mlflow.utils.validation
-_SQLITE = "sqlite:///"
-_ALLOWED = "http(s)://host:port of an MLflow server, or sqlite:////absolute/path/mlflow.db"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -55,38 +57,11 @@ class Tracker(Protocol):
         ...
 
 
-def default_uri(root: str) -> str:
-    """The embedded default: ``sqlite:///<root>/mlflow.db``, its artifacts under ``<root>/mlartifacts``. BadInput for a remote root."""
-    if re.match(r"^(?!file:)[a-z][a-z0-9+.-]*://", root):
-        raise BadInput(f"no MLflow URI with the remote root {root}", _ALLOWED, "give --mlflow-uri")
-    return absolute(f"{_SQLITE}{Path(root.removeprefix('file://')).absolute()}/mlflow.db")
-
-
-def absolute(uri: str) -> str:
-    """``uri`` with a relative sqlite path made absolute: a relative one is another database in every working directory.
-
-    Raises BadInput for schemes that MLflow cannot use and for credentials in the URI.
-    """
-    refuse_secrets(uri, "mlflow_uri")
-    if uri.startswith(("http://", "https://")) and urlsplit(uri).hostname:
-        return uri.rstrip("/")
-    if not uri.startswith(_SQLITE) or uri == _SQLITE:
-        raise BadInput(f"MLflow URI {uri!r}", _ALLOWED, "give such a URI")
-    if re.search(r"[%?]", uri):
-        raise BadInput(f"MLflow URI {uri!r} with % or ?", "a sqlite path without these characters", "use another root or an MLflow server")
-    return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
-
-
-def ui_command(uri: str) -> str:
-    """The command that shows the runs of ``uri`` in a browser (or the address of a server)."""
-    return f"mlflow ui --backend-store-uri '{uri}' --port 5000" if uri.startswith(_SQLITE) else uri
-
-
 def check(uri: str) -> None:
     """Raise BadInput within seconds when ``uri`` cannot take runs. Creates nothing."""
     uri = absolute(uri)
-    if uri.startswith(_SQLITE):
-        _check_sqlite(Path(uri.removeprefix(_SQLITE)))
+    if uri.startswith(SQLITE):
+        check_sqlite(Path(uri.removeprefix(SQLITE)))
         return
     with patience(retries=0, seconds=5):
         try:
@@ -108,6 +83,16 @@ def open_parent(uri: str, run_key: str, recipe_name: str) -> str:
     return run_id
 
 
+def find_parent(uri: str, run_key: str) -> str:
+    """The run id of the pipeline run ``run_key``, "" when there is none (or no database yet). BadInput when MLflow is down."""
+    uri = absolute(uri)
+    check(uri)
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        return ""
+    with _reporting_down(uri):
+        return _find(uri, {RUN_KEY: run_key}) or ""
+
+
 def close_parent(uri: str, run_id: str, status: Status) -> None:
     """End the parent run; an empty ``run_id`` (a room run alone) is nothing to close. Raises Failed when MLflow is down."""
     if not run_id:
@@ -121,7 +106,9 @@ def close_parent(uri: str, run_id: str, status: Status) -> None:
 
 
 @contextmanager
-def child(uri: str, parent_id: str | None, task: str, fingerprint: str, *, journal: Path | None = None) -> Iterator["MlflowTracker"]:
+def child(
+    uri: str, parent_id: str | None, task: str, fingerprint: str, *, journal: Path | None = None
+) -> Generator["MlflowTracker", None, None]:
     """The room's own run under ``parent_id`` (unparented when empty), found again by task and fingerprint.
 
     MLflow down now: BadInput. Down later: what is told goes to ``journal`` (a local folder; default
@@ -272,7 +259,7 @@ def _send(uri: str, entry: dict[str, Any]) -> None:
 
 
 @contextmanager
-def patience(*, retries: int, seconds: int) -> Iterator[None]:
+def patience(*, retries: int, seconds: int) -> Generator[None, None, None]:
     """How often and how long requests to an MLflow server are tried within this block; mlflow's own default is minutes."""
     wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
     before = {name: os.environ.get(name) for name in wanted}
@@ -309,9 +296,9 @@ def _client(uri: str) -> Any:
     quiet()
     from mlflow import MlflowClient
 
-    if not uri.startswith(_SQLITE):
+    if not uri.startswith(SQLITE):
         return MlflowClient(uri, uri)
-    path = Path(uri.removeprefix(_SQLITE))
+    path = Path(uri.removeprefix(SQLITE))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("w") as lock:  # two rooms must not both run the migrations of a new database
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -332,7 +319,7 @@ def experiment_id(uri: str) -> str:
     client = _client(uri)
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
-        beside = Path(uri.removeprefix(_SQLITE)).with_name("mlartifacts").as_uri() if uri.startswith(_SQLITE) else None
+        beside = Path(uri.removeprefix(SQLITE)).with_name("mlartifacts").as_uri() if uri.startswith(SQLITE) else None
         try:
             return client.create_experiment(EXPERIMENT, artifact_location=beside)
         except MlflowException:  # another room was first
@@ -349,37 +336,23 @@ def experiment_id(uri: str) -> str:
 
 
 def _find_or_create(uri: str, *, tags: Mapping[str, str], create: Mapping[str, str], name: str) -> str:
-    client, experiment = _client(uri), experiment_id(uri)
+    found = _find(uri, tags)
+    if found is None:
+        return _client(uri).create_run(experiment_id(uri), tags=dict(create), run_name=name).info.run_id
+    _client(uri).update_run(found, status="RUNNING")
+    return found
+
+
+def _find(uri: str, tags: Mapping[str, str]) -> str | None:
     where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    for run in client.search_runs([experiment], filter_string=where, order_by=["attributes.start_time DESC"]):
+    for run in _client(uri).search_runs([experiment_id(uri)], filter_string=where, order_by=["attributes.start_time DESC"]):
         if run.data.tags.get(PARENT) == tags.get(PARENT):
-            if run.info.status != "RUNNING":
-                client.update_run(run.info.run_id, status="RUNNING")
             return run.info.run_id
-    return client.create_run(experiment, tags=dict(create), run_name=name).info.run_id
-
-
-def _check_sqlite(path: Path) -> None:
-    # sqlalchemy would try an unusable file again for a minute
-    folder = next(parent for parent in path.parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise BadInput(
-            f"MLflow database {path}: {folder} is not a writable folder", "a writable folder", "choose another root or --mlflow-uri"
-        )
-    if not path.exists():
-        return
-    try:
-        connection = sqlite3.connect(path.as_uri() + "?mode=rw", uri=True, timeout=20)
-        try:
-            connection.execute("PRAGMA schema_version").fetchone()
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise BadInput(f"MLflow database {path}: {error}", "a readable and writable sqlite file", "mend or move it") from None
+    return None
 
 
 @contextmanager
-def _reporting_down(uri: str) -> Iterator[None]:
+def _reporting_down(uri: str) -> Generator[None, None, None]:
     try:
         yield
     except BadInput:

@@ -1,0 +1,60 @@
+"""Which MLflow a run speaks to: its URI read, made absolute and looked at. Imports no mlflow."""
+
+import os
+import re
+import sqlite3
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sr3_core.config import refuse_secrets
+from sr3_core.errors import BadInput
+
+SQLITE = "sqlite:///"
+_ALLOWED = "http(s)://host:port of an MLflow server, or sqlite:////absolute/path/mlflow.db"
+
+
+def default_uri(root: str) -> str:
+    """The embedded default: ``sqlite:///<root>/mlflow.db``, its artifacts under ``<root>/mlartifacts``. BadInput for a remote root."""
+    if re.match(r"^(?!file:)[a-z][a-z0-9+.-]*://", root):
+        raise BadInput(f"no MLflow URI with the remote root {root}", _ALLOWED, "give --mlflow-uri")
+    return absolute(f"{SQLITE}{Path(root.removeprefix('file://')).absolute()}/mlflow.db")
+
+
+def absolute(uri: str) -> str:
+    """``uri`` with a relative sqlite path made absolute: a relative one is another database in every working directory.
+
+    Raises BadInput for schemes that MLflow cannot use and for credentials in the URI.
+    """
+    refuse_secrets(uri, "mlflow_uri")
+    if uri.startswith(("http://", "https://")) and urlsplit(uri).hostname:
+        return uri.rstrip("/")
+    if not uri.startswith(SQLITE) or uri == SQLITE:
+        raise BadInput(f"MLflow URI {uri!r}", _ALLOWED, "give such a URI")
+    if re.search(r"[%?]", uri):
+        raise BadInput(f"MLflow URI {uri!r} with % or ?", "a sqlite path without these characters", "use another root or an MLflow server")
+    return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
+
+
+def ui_command(uri: str) -> str:
+    """The command that shows the runs of ``uri`` in a browser (or the address of a server)."""
+    return f"mlflow ui --backend-store-uri '{uri}' --port 5000" if uri.startswith(SQLITE) else uri
+
+
+def check_sqlite(path: Path) -> None:
+    """Raise BadInput when the sqlite file ``path`` cannot be used or made. Creates nothing."""
+    # sqlalchemy would try an unusable file again for a minute
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(
+            f"MLflow database {path}: {folder} is not a writable folder", "a writable folder", "choose another root or --mlflow-uri"
+        )
+    if not path.exists():
+        return
+    try:
+        connection = sqlite3.connect(path.as_uri() + "?mode=rw", uri=True, timeout=20)
+        try:
+            connection.execute("PRAGMA schema_version").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise BadInput(f"MLflow database {path}: {error}", "a readable and writable sqlite file", "mend or move it") from None
