@@ -109,7 +109,7 @@ def resize(array: Array, size: tuple[int, int], filter: Filter) -> Array:
 
     Computed per channel in float32 (Pillow's mode "F"); integers are rounded and clipped to their range once, at the end.
     """
-    if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32):
+    if array.ndim != 3 or array.dtype.name not in ("uint8", "uint16", "float32"):
         raise ValueError(f"cannot resize {array.dtype} of shape {array.shape}; allowed: uint8, uint16 or float32 (H, W, C)")
     if array.shape[:2] == size:
         return array.copy()

@@ -1,0 +1,224 @@
+"""Files at any URI: the same behaviour on a local disk and in memory, and what each refuses."""
+
+import errno
+import os
+import threading
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from sr3_core import storage
+from sr3_core.errors import BadInput, Failed
+
+HARD_NAMES = ["plain.txt", "a b.txt", "100%.txt", "a%20b.txt", "#1.txt", "Grüße.txt", "a.b.c.txt", "[x]*.txt", "a::b.txt", "'q'.txt"]
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    name = f"t-{uuid.uuid4().hex}"
+    return {"path": f"{tmp_path}/{name}", "file": f"file://{tmp_path}/{name}", "memory": f"memory://{name}/x"}[request.param]
+
+
+@pytest.mark.parametrize("name", HARD_NAMES)
+def test_written_is_read_under_any_name(folder: str, name: str) -> None:
+    if "::" in name and not storage.is_local(folder):
+        pytest.skip("fsspec's memory store takes '::' for a chain")
+    uri = storage.join(folder, "sub", name)
+    storage.write_bytes(uri, b"0123456789")
+    assert storage.exists(uri)
+    assert storage.size(uri) == 10
+    assert storage.read_bytes(uri) == b"0123456789"
+    assert storage.read_range(uri, 3, 4) == b"3456"
+    assert storage.read_range(uri, 8, 9) == b"89"
+    with storage.open_read(uri) as stream:
+        assert stream.read() == b"0123456789"
+    (info,) = storage.list_files(folder)
+    assert (info.path_relative, info.size) == (f"sub/{name}", 10)
+    assert storage.read_bytes(info.uri) == b"0123456789"
+    storage.remove(uri)
+    assert not storage.exists(uri)
+    storage.remove(uri)
+
+
+def test_json_has_one_spelling_and_its_hash(folder: str) -> None:
+    uri = storage.join(folder, "a.json")
+    digest = storage.write_json(uri, {"b": 1, "a": [1.5, None, "ü\udcff"]})
+    assert storage.sha256(uri) == digest
+    assert storage.read_json(uri) == {"a": [1.5, None, "ü\udcff"], "b": 1}
+    assert storage.write_json(uri, {"a": [1.5, None, "ü\udcff"], "b": 1}) == digest
+    with pytest.raises(ValueError):
+        storage.write_json(uri, float("nan"))
+    storage.write_bytes(uri, b"{")
+    with pytest.raises(BadInput, match="is not JSON"):
+        storage.read_json(uri)
+
+
+def test_listing_is_sorted_recursive_and_without_hidden_files(folder: str) -> None:
+    for name in ("b/2.PNG", "b/1.jpg", "a.png", "c.txt", ".hidden/x.png", "b/.part.png"):
+        storage.write_bytes(storage.join(folder, name), b"x")
+    assert [info.path_relative for info in storage.list_files(folder, suffixes={".png", ".jpg"})] == ["a.png", "b/1.jpg", "b/2.PNG"]
+    assert storage.list_files(storage.join(folder, "missing")) == []
+
+
+def test_stamp_changes_with_the_file(folder: str) -> None:
+    uri = storage.join(folder, "a")
+    storage.write_bytes(uri, b"1")
+    before = storage.list_files(folder)
+    assert before == storage.list_files(folder)
+    storage.write_bytes(uri, b"2")
+    assert storage.list_files(folder) != before
+
+
+def test_exclusive_creation_has_one_winner(folder: str) -> None:
+    uri = storage.join(folder, "lease")
+    start, won = threading.Barrier(8), list[bool]()
+
+    def contend(index: int) -> None:
+        start.wait()
+        won.append(storage.create_exclusive(uri, f"writer {index}".encode()))
+
+    threads = [threading.Thread(target=contend, args=(index,)) for index in range(8 if storage.is_local(uri) else 1)]
+    if len(threads) == 1:  # memory:// promises no order between threads
+        assert storage.create_exclusive(uri, b"first")
+        assert not storage.create_exclusive(uri, b"second")
+        assert storage.read_bytes(uri) == b"first"
+        return
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert won.count(True) == 1
+    assert storage.read_bytes(uri).startswith(b"writer ")
+    assert len(list(storage.local_path(folder).iterdir())) == 1
+
+
+def test_folder_goes_up_with_the_manifest_last_and_comes_down(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = tmp_path / "local"
+    (local / "sub").mkdir(parents=True)
+    for name in ("manifest.json", "z.bin", "sub/a.bin"):
+        (local / name).write_bytes(name.encode())
+    order: list[str] = []
+    publish = storage.publish_file
+    monkeypatch.setattr(storage, "publish_file", lambda path, uri: (order.append(path.name), publish(path, uri)))
+    storage.upload_folder(local, folder, last="manifest.json")
+    assert order[-1] == "manifest.json"
+    down = tmp_path / "down"
+    storage.download_folder(folder, down)
+    assert {str(path.relative_to(down)) for path in down.rglob("*") if path.is_file()} == {"manifest.json", "z.bin", "sub/a.bin"}
+    storage.remove(folder, recursive=True)
+    assert storage.list_files(folder) == []
+    with pytest.raises(FileNotFoundError):
+        storage.download_folder(folder, down)
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a"
+    storage.write_bytes(str(target), b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BadInput, match="no space left"):
+        storage.write_bytes(str(target), b"new")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_full_disk_is_bad_input() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with pytest.raises(BadInput, match="no space left"), storage._writing("/dev/full"), open("/dev/full", "wb", buffering=0) as stream:  # pyright: ignore[reportPrivateUsage]
+        stream.write(b"x")
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "data" / "1.png").write_bytes(b"x")
+    (tmp_path / "other" / "2.png").write_bytes(b"x")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "other")
+    (tmp_path / "data" / "dead.png").symlink_to(tmp_path / "gone.png")
+    assert [info.path_relative for info in storage.list_files(str(tmp_path / "data"))] == ["1.png", "link/2.png"]
+
+
+def test_absolute_and_join() -> None:
+    assert storage.absolute("photos") == os.path.join(os.getcwd(), "photos")
+    assert storage.absolute("file:///a/../b/") == "/b"
+    assert storage.absolute("gs://bucket/x/") == "gs://bucket/x"
+    assert storage.join("gs://bucket/x/", "a", "b.c") == "gs://bucket/x/a/b.c"
+    assert storage.join("zip://in::gs://bucket/a.zip", "b") == "zip://in/b::gs://bucket/a.zip"
+    assert storage.join("/a::b", "c") == "/a::b/c"
+    with pytest.raises(BadInput, match="empty location"):
+        storage.absolute(" ")
+    with pytest.raises(BadInput, match="not on this machine"):
+        storage.local_path("gs://bucket/x")
+
+
+def test_chained_uris_are_read(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("in/x.txt", "inside")
+    uri = f"zip://in::file://{tmp_path}/a.zip"
+    (info,) = storage.list_files(uri)
+    assert info.path_relative == "x.txt"
+    assert storage.read_bytes(info.uri) == b"inside"
+
+
+def test_checks_say_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="does not exist"):
+        storage.check_readable(str(tmp_path / "missing"))
+    with pytest.raises(BadInput, match="does not exist"):
+        storage.check_readable("memory://missing/x")
+    with pytest.raises(BadInput, match="nosuch://"):
+        storage.check_readable("nosuch://bucket/x")
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(BadInput, match="cannot be written"):
+        storage.check_writable(str(tmp_path / "file"))
+    storage.check_readable(str(tmp_path))
+    storage.check_writable(str(tmp_path / "new"))
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+class _Flaky(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
+    """A store that fails as many times as told, then works."""
+
+    protocol = "flaky"
+    failures: list[Exception] = []
+
+    def cat_file(self, path: str, **options: object) -> bytes:
+        if self.failures:
+            raise self.failures.pop()
+        return b"good"
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> type[_Flaky]:
+    fsspec.register_implementation("flaky", _Flaky, clobber=True)
+    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    _Flaky.failures = []
+    return _Flaky
+
+
+def test_transient_errors_are_tried_again_and_the_last_names_the_uri(flaky: type[_Flaky]) -> None:
+    flaky.failures = [ConnectionError("reset"), TimeoutError("slow")]
+    assert storage.read_bytes("flaky://bucket/x") == b"good"
+    flaky.failures = [ConnectionError("reset")] * 5
+    with pytest.raises(Failed, match=r"flaky://bucket/x: reset \(attempt 3 of 3\)"):
+        storage.read_bytes("flaky://bucket/x")
+    assert len(flaky.failures) == 2
+
+
+def test_what_will_not_get_better_is_not_tried_again(flaky: type[_Flaky]) -> None:
+    flaky.failures = [OSError("Forbidden: bucket/x")] * 2
+    with pytest.raises(PermissionError, match="flaky://bucket/x"):
+        storage.read_bytes("flaky://bucket/x")
+    assert len(flaky.failures) == 1
+    flaky.failures = [FileNotFoundError("x")] * 2
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes("flaky://bucket/x")
+    assert len(flaky.failures) == 1
