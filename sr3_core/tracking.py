@@ -6,7 +6,6 @@ URI; nothing here reads or sets mlflow's global one.
 
 import fcntl
 import json
-import os
 import re
 import threading
 import time
@@ -19,12 +18,11 @@ from typing import Any, Literal, Protocol
 from sr3_core.errors import BadInput, Failed
 from sr3_core.journal import Journal
 from sr3_core.progress import say
-from sr3_core.tracking_uri import SQLITE, absolute, check_sqlite, default_uri, ui_command
+from sr3_core.tracking_uri import SQLITE, absolute, check_sqlite, default_uri, patience, quiet, ui_command
 
 __all__ = [
-    "MlflowTracker", "Tracker", "absolute", "check", "child", "client", "close_parent", "default_uri", "experiment_id", "find_parent",
-    "open_parent",
-    "patience", "quiet", "ui_command", "upload_left_behind",
+    "MlflowTracker", "Tracker", "absolute", "check", "child", "client", "close_parent", "default_uri", "download", "experiment_id",
+    "find_parent", "open_parent", "patience", "quiet", "ui_command", "upload_left_behind",
 ]  # fmt: skip
 
 EXPERIMENT = "sr3"
@@ -258,39 +256,6 @@ def _send(uri: str, entry: dict[str, Any]) -> None:
         client.set_terminated(run_id, status=entry["status"], end_time=entry["timestamp"])
 
 
-@contextmanager
-def patience(*, retries: int, seconds: int) -> Generator[None, None, None]:
-    """How often and how long requests to an MLflow server are tried within this block; mlflow's own default is minutes."""
-    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def quiet() -> None:
-    """Settings that mlflow reads at import or at a request: no telemetry, no bars, no run links, short retries."""
-    import logging
-
-    for name, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-        "GIT_PYTHON_REFRESH": "quiet",
-    }.items():
-        os.environ.setdefault(name, value)
-    for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
 @lru_cache(maxsize=8)
 def _client(uri: str) -> Any:
     quiet()
@@ -310,6 +275,15 @@ def client(uri: str) -> Any:
     uri = absolute(uri)
     check(uri)
     return _client(uri)
+
+
+def download(uri: str, artifact_uri: str, destination: Path) -> Path:
+    """Copy the folder ``artifact_uri`` (models:/..., runs:/...) into ``destination``; returns where it is. BadInput when MLflow is down."""
+    client(uri)
+    from mlflow.artifacts import download_artifacts
+
+    with _reporting_down(uri):
+        return Path(download_artifacts(artifact_uri=artifact_uri, dst_path=str(destination), tracking_uri=uri, registry_uri=uri))
 
 
 def experiment_id(uri: str) -> str:

@@ -1,0 +1,172 @@
+"""One image in, one larger image out, by any model this project wrote: a bundle, a cascade, or a registered version in MLflow."""
+
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from sr3_core import images, seeds, storage, tracking
+from sr3_core.artifacts import bundle as bundles
+from sr3_core.artifacts.bundle import ModelBundle
+from sr3_core.cascade import Cascade, is_cascade
+from sr3_core.errors import BadInput
+from sr3_core.tiling import TiledNetwork
+
+REGISTERED = "models:/"
+BUNDLE = "artifacts/bundle"  # where the bundle is inside a registered model: artifacts={"bundle": .../bundle}
+MAX_OUTPUT_PIXELS = 32 * 1024 * 1024  # the sampler holds about ten float32 images of this size: 4 GB
+
+
+class Upscaler:
+    """A loaded model for images of any size. ``cascade`` has one stage or more."""
+
+    def __init__(self, cascade: Cascade) -> None:
+        if any(bundle.stage.low is None for bundle in cascade.bundles):
+            raise BadInput("a model that makes images from nothing", "stages with a low image", "choose another model")
+        for bundle in cascade.bundles:
+            network = getattr(bundle.predictor, "network", None)
+            if isinstance(network, nn.Module) and not isinstance(network, TiledNetwork):
+                multiple = _multiple(network)
+                bundle.predictor.network = TiledNetwork(network, side=math.ceil(bundle.stage.high / multiple) * multiple)
+        self.cascade = cascade
+
+    @property
+    def scale(self) -> int:
+        """How many times larger the output is."""
+        return self.cascade.scale
+
+    @property
+    def channels(self) -> int:
+        """Channels of input and output."""
+        return self.cascade.bundles[0].stage.channels
+
+    @property
+    def description(self) -> str:
+        """The stages in order: ``sr256 64 -> 256, sr1024 256 -> 1024``."""
+        return ", ".join(f"{bundle.stage.name} {bundle.stage.low} -> {bundle.stage.high}" for bundle in self.cascade.bundles)
+
+    def upscale(
+        self, image: NDArray[np.uint8], *, seed: int = 0, sample: int = 0, on_stage: Callable[[str], None] | None = None, **sampling: Any
+    ) -> NDArray[np.uint8]:
+        """(H, W, C) uint8 -> (scale x H, scale x W, C) uint8. ``sample`` numbers the draws of one ``seed``.
+
+        ``sampling`` overrides the chosen options of every stage. ``on_stage`` hears the name of each finished stage. Raises BadInput
+        for another number of channels, an output above MAX_OUTPUT_PIXELS and unknown sampling options.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels or not image.size:
+            raise BadInput(f"an image of {image.dtype} {image.shape}", f"uint8 (height, width, {self.channels})", "convert it")
+        height, width = image.shape[:2]
+        if height * width * self.scale**2 > MAX_OUTPUT_PIXELS:
+            got = f"an output of {width * self.scale} x {height * self.scale} pixels ({width} x {height}, x{self.scale})"
+            raise BadInput(got, f"at most {MAX_OUTPUT_PIXELS // 1024**2} megapixels", "take a smaller image or one stage alone (--stage)")
+        padded = reflected(image, self._multiple())
+        low = torch.from_numpy(images.to_unit(padded))[None]
+        drawn = np.array([seeds.from_key(f"upscale {sample}", seed)], dtype=np.int64)
+        made: list[torch.Tensor] = []
+        for bundle, output in zip(
+            self.cascade.bundles,
+            self.cascade.outputs(low, seeds=drawn, sampling=[sampling] * len(self.cascade.bundles)),
+            strict=True,
+        ):
+            made = [output]
+            if on_stage is not None:
+                on_stage(bundle.stage.name)
+        return images.from_unit(made[0][0].cpu().numpy())[: height * self.scale, : width * self.scale]
+
+    def to(self, device: str) -> "Upscaler":
+        """Move every network to ``device``."""
+        for bundle in self.cascade.bundles:
+            bundle.predictor.network.to(device)
+        return self
+
+    def _multiple(self) -> int:
+        """Low sides that are multiples of this give every stage a high side its network takes without padding."""
+        scale, multiple = 1, 1
+        for bundle in self.cascade.bundles:
+            scale *= bundle.stage.scale
+            needed = _multiple(bundle.predictor.network)
+            multiple = math.lcm(multiple, needed // math.gcd(needed, scale))
+        return multiple
+
+
+def load_model(uri: str, *, mlflow_uri: str = "", stage: str = "") -> Upscaler:
+    """Load a bundle folder, a cascade folder or ``models:/name@alias`` (``models:/name/version``) of ``mlflow_uri``.
+
+    ``stage`` picks one stage of a cascade. Raises BadInput for what is no model, for an unknown name, alias, version or stage.
+    """
+    if uri.startswith(REGISTERED):
+        with tempfile.TemporaryDirectory(prefix="sr3-model-") as folder:
+            return _load_folder(str(registered_bundle(uri, mlflow_uri, Path(folder))), stage)
+    return _load_folder(uri, stage)
+
+
+def upscale(
+    image: NDArray[np.uint8] | str | Path, *, model: Upscaler, seed: int = 0, sample: int = 0, **sampling: Any
+) -> NDArray[np.uint8]:
+    """``model.upscale`` of an (H, W, C) uint8 array or of an image file (any URI)."""
+    array = image if isinstance(image, np.ndarray) else read_image(str(image), model.channels)
+    return model.upscale(array, seed=seed, sample=sample, **sampling)
+
+
+def read_image(uri: str, channels: int) -> NDArray[np.uint8]:
+    """Decode the image at ``uri``; BadInput when it is missing, unreadable or no usable image."""
+    if not storage.exists(uri):
+        raise BadInput(f"no image at {uri}", "a file that is there", "check the path")
+    storage.check_readable(uri)
+    try:
+        return images.decode(storage.read_bytes(uri), channels=channels)
+    except IsADirectoryError:
+        raise BadInput(f"{uri} is a folder", "an image file", "name the images in it") from None
+    except images.BadImage as error:
+        raise BadInput(f"{uri}: {error}", "a sound 8-bit image without transparency", "convert or replace it") from None
+
+
+def registered_bundle(uri: str, mlflow_uri: str, folder: Path) -> Path:
+    """Download the model ``models:/...`` under ``folder``; the path of the bundle in it."""
+    client = tracking.client(mlflow_uri)
+    name, _, which = uri.removeprefix(REGISTERED).replace("@", "/@", 1).partition("/")
+    try:
+        found = client.get_model_version_by_alias(name, which[1:]) if which.startswith("@") else client.get_model_version(name, which)
+    except Exception as error:
+        allowed = "models:/name@alias or models:/name/version of a registered model"
+        reason = " ".join(str(error).split())[:160]
+        raise BadInput(
+            f"{uri} at {mlflow_uri} ({reason})", allowed, f"look at the registered models: {tracking.ui_command(mlflow_uri)}"
+        ) from None
+    path = tracking.download(mlflow_uri, f"{REGISTERED}{name}/{found.version}", folder) / BUNDLE
+    if not path.is_dir():
+        raise BadInput(f"{uri} holds no {BUNDLE}", "a model that sr3 export registered", "choose another model")
+    return path
+
+
+def reflected(image: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
+    """``image`` (H, W, C) continued by reflection at the bottom and right until both sides are multiples of ``multiple``."""
+    height, width = image.shape[:2]
+    return np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="symmetric")
+
+
+def _load_folder(uri: str, stage: str) -> Upscaler:
+    uri = storage.absolute(uri)
+    if is_cascade(uri):
+        cascade = Cascade.load(uri)
+    elif storage.exists(storage.join(uri, bundles.MANIFEST)):
+        cascade = Cascade([ModelBundle.load(uri)])
+    else:
+        raise BadInput(f"no model at {uri}", f"a folder with cascade.json or {bundles.MANIFEST}, or models:/name@alias", "check the URI")
+    if stage:
+        names = [bundle.stage.name for bundle in cascade.bundles]
+        if stage not in names:
+            raise BadInput(f"no stage {stage!r} in {uri}", ", ".join(names), "name one of these")
+        cascade = Cascade([cascade.bundles[names.index(stage)]])
+    return Upscaler(cascade)
+
+
+def _multiple(network: nn.Module) -> int:
+    inner = network.network if isinstance(network, TiledNetwork) else network
+    return int(getattr(inner, "multiple", 1))

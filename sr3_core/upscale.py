@@ -1,0 +1,129 @@
+"""``sr3 upscale``: image files in, larger image files out. Finds the model; every output name is settled before any work is done."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sr3_core import images, storage, tracking
+from sr3_core.errors import BadInput
+from sr3_core.inference import REGISTERED, Upscaler, load_model, read_image
+from sr3_core.progress import Progress, say
+
+ALIAS = "champion"
+DEFAULT_ROOT = "sr3-runs"
+_FORMATS: dict[str, images.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
+
+
+def run(
+    inputs: Sequence[str],
+    out: str,
+    *,
+    model: str = "",
+    mlflow_uri: str = "",
+    stage: str = "",
+    steps: int | None = None,
+    sampler: str = "",
+    seed: int = 0,
+    samples: int = 1,
+    force: bool = False,
+) -> list[str]:
+    """Upscale every input; returns what was written. ``samples`` K > 1 writes name-1 .. name-K. Raises BadInput."""
+    if samples < 1 or seed < 0 or (steps is not None and steps < 1):
+        raise BadInput(f"--samples {samples} --seed {seed} --steps {steps}", "samples >= 1, seed >= 0, steps >= 1", "change the value")
+    targets = plan(inputs, out, samples=samples, force=force)
+    upscaler = find_model(model, mlflow_uri, stage)
+    say("upscale", f"model: {upscaler.description} (x{upscaler.scale})")
+    sampling: dict[str, Any] = {**({"steps": steps} if steps is not None else {}), **({"sampler": sampler} if sampler else {})}
+    written: list[str] = []
+    stages = len(upscaler.cascade.bundles)
+    with Progress("upscale", "all", total=len(inputs) * samples * stages, unit="stages") as progress:
+        for uri, names in zip(inputs, targets, strict=True):
+            array = read_image(uri, upscaler.channels)
+            for sample, name in enumerate(names):
+                made = upscaler.upscale(array, seed=seed, sample=sample, on_stage=lambda stage: progress.advance(1, stage), **sampling)
+                storage.write_bytes(name, images.encode(made, _FORMATS[_suffix(name)]))
+                say("upscale", f"wrote {name} ({made.shape[1]} x {made.shape[0]} from {array.shape[1]} x {array.shape[0]}, seed {seed})")
+                written.append(name)
+    return written
+
+
+def plan(inputs: Sequence[str], out: str, *, samples: int, force: bool) -> list[list[str]]:
+    """The output names of each input, one per sample. Raises BadInput for inputs that are missing and outputs that may not be written."""
+    if not inputs:
+        raise BadInput("no image", "one image or more", "name the images")
+    for uri in inputs:
+        if not storage.exists(uri):
+            raise BadInput(f"no image at {uri}", "a file that is there", "check the path")
+    is_folder = out.endswith("/") or (storage.is_local(out) and storage.local_path(out).is_dir())
+    if len(inputs) > 1 and not is_folder and _suffix(out) in _FORMATS:
+        raise BadInput(
+            f"{len(inputs)} images and OUT {out}", "a folder for several images", f"give a folder, as -o {out.rpartition('.')[0]}/"
+        )
+    if len(inputs) == 1 and not is_folder:
+        if _suffix(out) not in _FORMATS:
+            raise BadInput(f"OUT {out}", f"a name that ends in {', '.join(_FORMATS)}, or a folder with / at its end", "change OUT")
+        base = [storage.absolute(out)]
+    else:
+        base = [storage.join(storage.absolute(out), f"{Path(uri.rstrip('/')).stem}.png") for uri in inputs]
+    targets = [[_numbered(name, sample) for sample in range(samples)] if samples > 1 else [name] for name in base]
+    names = [name for group in targets for name in group]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"two images would be written to {name}", "inputs with different names", "upscale them one by one")
+        if storage.exists(name) and not force:
+            raise BadInput(f"{name} exists", "an OUT that is not there yet", "choose another OUT or add --force")
+    for folder in {name.rpartition("/")[0] for name in names}:
+        storage.check_writable(folder)
+    return targets
+
+
+def find_model(model: str, mlflow_uri: str, stage: str = "") -> Upscaler:
+    """``model`` (a folder or models:/...); without it the champion. MLflow is ``mlflow_uri``, MLFLOW_TRACKING_URI or the default root's,
+
+    whichever of them, in this order, has the model. Raises BadInput that names all three.
+    """
+    if model and not model.startswith(REGISTERED):
+        return load_model(model, stage=stage)
+    environment = os.environ.get("MLFLOW_TRACKING_URI", "")
+    default = tracking.default_uri(str(Path(DEFAULT_ROOT).absolute()))
+    looked: list[str] = []
+    for name, given in (("--mlflow-uri", mlflow_uri), ("MLFLOW_TRACKING_URI", environment), ("the default root", default)):
+        if not given:
+            looked.append(f"{name}: not set")
+            continue
+        uri = tracking.absolute(given)
+        found = model if model and _exists(uri) else _champion(uri)
+        if found:
+            say("upscale", f"{found} of {uri}")
+            return load_model(found, mlflow_uri=uri, stage=stage)
+        looked.append(f"{name}: no model with alias {ALIAS} at {uri}")
+    raise BadInput(
+        f"no model ({'; '.join(looked)})", f"a model folder or a registered {ALIAS}", "give --model or --mlflow-uri, or run: sr3 run demo"
+    )
+
+
+def _champion(uri: str) -> str:
+    """``models:/name@champion`` of the one registered model that has this alias, "" when none; BadInput for several."""
+    if not _exists(uri):
+        return ""
+    registered = tracking.client(uri).search_registered_models()
+    names = [found.name for found in registered if ALIAS in found.aliases]
+    if len(names) > 1:
+        listed = ", ".join(f"{REGISTERED}{name}@{ALIAS}" for name in sorted(names))
+        raise BadInput(f"{len(names)} models with alias {ALIAS} at {uri}", listed, "choose one with --model")
+    return f"{REGISTERED}{names[0]}@{ALIAS}" if names else ""
+
+
+def _exists(uri: str) -> bool:
+    """False for a sqlite database that is not there: looking for a model makes none."""
+    return not uri.startswith("sqlite:") or Path(uri.removeprefix("sqlite:///")).exists()
+
+
+def _numbered(name: str, sample: int) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}-{sample + 1}{dot}{suffix}"
+
+
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower()
