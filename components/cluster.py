@@ -6,11 +6,14 @@ up to date starts no Ray.
 
 import asyncio
 import hashlib
+import http.client
+import json
 import os
 import socket
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +79,17 @@ def resolve(ray_address: str) -> str:
 def is_job_address(address: str) -> bool:
     """Whether the room's entry is to be submitted there as a job instead of running here."""
     return address.startswith(("http://", "https://"))
+
+
+def check(ray_address: str) -> None:
+    """What can be known before any work: an address answers (a job address as Ray does), a local Ray's socket paths fit. Raises BadInput."""
+    address = resolve(ray_address)
+    if is_job_address(address):
+        _check_job_server(address)
+    elif not address:
+        _check_socket_path()
+    elif address != "auto":
+        _check_answers(address)
 
 
 @contextmanager
@@ -291,6 +305,17 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         raise BadInput(f"no Ray at {address} ({error})", "HOST:PORT of a running head", "check the address, or leave it out for a local Ray") from None
+
+
+def _check_job_server(address: str) -> None:
+    allowed = "the dashboard address of a Ray head"
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=_CONNECT_SECONDS) as answer:  # noqa: S310 - http(s) by is_job_address
+            json.loads(answer.read())["ray_version"]
+    except (OSError, http.client.HTTPException) as error:
+        raise BadInput(f"ray job address {address} does not answer ({error})", allowed, "check it and that the head runs") from None
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"what answers at {address} is not Ray", allowed, "check the port") from None
 
 
 def _log_lines(client: Any, job: str) -> Iterator[str]:

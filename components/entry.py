@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -21,7 +22,7 @@ from sr3_core.progress import say
 
 PARENT = "SR3_PARENT"  # set by `sr3 run`: identity of the process whose end ends the rooms (a shell stands between them)
 _PACKAGES = ("pipeline", "components", "sr3_core")
-_WATCH_SECONDS = 1.0
+_WATCH_SECONDS = 0.5
 RECEIPT_BYTES = 8 * 1024 * 1024  # an artifact is carried whole to each consumer and to the browser
 
 
@@ -31,14 +32,19 @@ def guard(task: str, *, root: str, run_key: str, job_id: str = "") -> Iterator[N
 
     BadInput ends the process with exit 2, everything else with 1; the line is printed and stands in
     ``<root>/runs/<run_key>/<task>.error.json`` for whoever started the room. ``job_id`` names the pipeline run:
-    a retry within the same run ends at once where the first try found bad input.
+    a retry within the same run ends at once where the first try found bad input. TERM ends the room as an error does, so
+    that leases and MLflow runs are closed.
     """
+    start = time.monotonic()
     try:
         check_code_lookup()
         _refuse_retry(task, root, run_key, job_id)
         os.chdir(work_folder(root))
         watch_parent()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminated)
         yield
+        say(task, f"finished in {time.monotonic() - start:.0f} s")
     except SystemExit:
         raise
     except BaseException as error:  # every failure of a room is recorded, an interrupt too; nothing is swallowed: it ends in an exit
@@ -88,11 +94,15 @@ def watch_parent() -> None:
         threading.Thread(target=_watch, args=(parent,), name="sr3-orphan-watch", daemon=True).start()
 
 
+def _terminated(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def _watch(parent: str) -> None:
     while processes.is_alive(parent):
         time.sleep(_WATCH_SECONDS)
     below = processes.descendants(os.getpid())
-    processes.end(below, patience_seconds=2.0)
+    processes.end(below, patience_seconds=0.5)
     os._exit(EXIT_FAILED)
 
 

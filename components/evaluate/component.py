@@ -24,6 +24,7 @@ def evaluate(
     """Stages, cascade and baselines are measured on held-out photos and become an EvalReport."""
     from components import entry
     from components.evaluate import main
+    from sr3_core.artifacts.report import EvalReport
 
     with entry.guard("evaluate", root=root, run_key=run_key, job_id=job_id):
         result = main.run(
@@ -38,7 +39,7 @@ def evaluate(
             ray_address=ray_address,
             mlflow_run_id=mlflow_run_id,
         )
-        for name, value in main.headline(result.report_uri).items():
+        for name, value in EvalReport.open(result.report_uri).metrics().items():
             metrics.log_metric(name, value)
         report.metadata.update(entry.receipt(report.path, uri=result.report_uri, sha256=result.report_sha256, name="report.html"))
         return result
