@@ -5,6 +5,7 @@ import os
 import threading
 import uuid
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -188,7 +189,7 @@ class _Flaky(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
     """A store that fails as many times as told, then works."""
 
     protocol = "flaky"
-    failures: list[Exception] = []
+    failures: ClassVar[list[Exception]] = []
 
     def cat_file(self, path: str, **options: object) -> bytes:
         if self.failures:

@@ -1,0 +1,178 @@
+"""The ShardSet prepare leaves: its file names, its manifest, reading single images by ranged reads, verifying. No torch, no writing.
+
+manifest.json            written last; a folder without it is no ShardSet
+<split>/NNNNNN.tar       ustar (WebDataset): <key>.<level>.<ext> for every level, <key>.json
+<split>/NNNNNN.json      the shard's entry of the manifest, written after its tar: its presence means done
+rejected.jsonl           one line for each refused input: key, uri, reason, detail
+"""
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sr3_core import config, images, storage
+from sr3_core.errors import BadInput
+
+MANIFEST = "manifest.json"
+REJECTED = "rejected.jsonl"
+SCHEMA_VERSION = 1
+CACHE_BYTES = 64 * 1024 * 1024
+
+_PREPARE_AGAIN = "run prepare again"
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """Where one sample lies and where it came from. Sizes are (height, width) in pixels."""
+
+    key: str  # unique in the ShardSet; ASCII letters, digits, "-" and "_"
+    shard: str  # "train/000000.tar"
+    members: Mapping[int, tuple[int, int, str]]  # level -> (offset, size, extension), in bytes of the shard
+    label: int | None
+    original_size: tuple[int, int]
+    source: str  # the example's key in its source
+    split: str
+    content_hash: str  # sha256 of the source file: equal for exact duplicates and for tiles of one photo
+
+
+class ShardSet:
+    """A verified-on-demand view of a ShardSet at any URI. Thread-safe; a copy in another process opens the URI itself."""
+
+    def __init__(self, uri: str, manifest: dict[str, Any], manifest_sha256: str, *, cache_bytes: int = CACHE_BYTES) -> None:
+        """Use ``open``. Raises KeyError, TypeError or ValueError for a manifest that is not what its schema says."""
+        self.uri, self.manifest, self.manifest_sha256 = uri, manifest, manifest_sha256
+        self.data = config.parse(config.Data, manifest["section"])
+        self._samples: dict[str, list[SampleRecord]] = {split: [] for split in config.SPLITS}
+        for shard in manifest["shards"]:
+            self._samples[shard["split"]].extend(_record(shard, member) for member in shard["members"])
+        self._cache: OrderedDict[tuple[str, int, int], NDArray[np.uint8]] = OrderedDict()
+        self._cache_bytes, self._cached = cache_bytes, 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, uri: str, *, cache_bytes: int = CACHE_BYTES) -> "ShardSet":
+        """Read the manifest at ``uri``; ``cache_bytes`` bounds the decoded images kept.
+
+        Raises BadInput when there is no manifest, when it is damaged or of a newer schema.
+        """
+        uri = storage.absolute(uri)
+        where = storage.join(uri, MANIFEST)
+        try:
+            data = storage.read_bytes(where)
+        except (FileNotFoundError, NotADirectoryError):
+            raise BadInput(f"no {MANIFEST} in {uri}", "a finished ShardSet", "run prepare, or check the URI") from None
+        except PermissionError:
+            raise BadInput(f"{where} may not be read", "a ShardSet you may read", "check access and credentials") from None
+        try:
+            manifest = json.loads(data)
+            schema = int(manifest["schema"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{where} is damaged ({error})", "the manifest prepare wrote", _PREPARE_AGAIN) from None
+        if schema > SCHEMA_VERSION:
+            got = f"{where} has schema {schema}"
+            raise BadInput(got, f"schema {SCHEMA_VERSION} or older", "use the version of the project that wrote it")
+        try:
+            return cls(uri, manifest, hashlib.sha256(data).hexdigest(), cache_bytes=cache_bytes)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise BadInput(f"{where} is damaged ({error!r})", "the manifest prepare wrote", _PREPARE_AGAIN) from None
+
+    def keys(self, split: str) -> list[str]:
+        """Keys of the split's samples, in index order."""
+        return [sample.key for sample in self._samples[split]]
+
+    def count(self, split: str, level: int | None = None) -> int:
+        """Number of samples of ``split``, or of those that have ``level``."""
+        samples = self._samples[split]
+        return len(samples) if level is None else sum(level in sample.members for sample in samples)
+
+    def sample(self, split: str, index: int) -> SampleRecord:
+        """The record of sample ``index`` (0 <= index < count)."""
+        return self._samples[split][index]
+
+    def has(self, split: str, index: int, level: int) -> bool:
+        """Whether the sample has that level of the pyramid."""
+        return level in self._samples[split][index].members
+
+    def image(self, split: str, index: int, level: int) -> NDArray[np.uint8]:
+        """(level, level, channels) uint8, read-only. Raises KeyError for a level it lacks, BadInput for a missing or changed shard."""
+        place = (split, index, level)
+        with self._lock:
+            if place in self._cache:
+                self._cache.move_to_end(place)
+                return self._cache[place]
+        sample = self._samples[split][index]
+        offset, size, _ = sample.members[level]
+        shard = storage.join(self.uri, sample.shard)
+        try:
+            array = images.decode(storage.read_range(shard, offset, size), channels=self.data.channels)
+        except FileNotFoundError:
+            raise BadInput(f"shard {shard} is missing", "every shard of the manifest", _PREPARE_AGAIN) from None
+        except images.BadImage as error:
+            raise _changed(shard, f"{sample.key} at {level}: {error}") from None
+        if array.shape[:2] != (level, level):
+            raise _changed(shard, f"{sample.key} at {level} is {array.shape[0]} x {array.shape[1]}")
+        array.setflags(write=False)
+        self._keep(place, array)
+        return array
+
+    def verify(self) -> None:
+        """Compare size and sha256 of every shard with the manifest. Raises BadInput that names the first shard that differs."""
+        for shard in self.manifest["shards"]:
+            verify_shard(self.uri, shard)
+
+    def summary(self) -> dict[str, Any]:
+        """The manifest without its member lists: small enough for a receipt at any number of samples."""
+        shards = [{name: value for name, value in shard.items() if name != "members"} for shard in self.manifest["shards"]]
+        return {**self.manifest, "shards": shards}
+
+    def _keep(self, place: tuple[str, int, int], array: NDArray[np.uint8]) -> None:
+        with self._lock:
+            if place in self._cache or array.nbytes > self._cache_bytes:
+                return
+            self._cache[place] = array
+            self._cached += array.nbytes
+            while self._cached > self._cache_bytes:
+                self._cached -= self._cache.popitem(last=False)[1].nbytes
+
+
+def verify_shard(uri: str, shard: Mapping[str, Any]) -> None:
+    """BadInput unless the shard named by a manifest entry is there with its size and sha256."""
+    where = storage.join(uri, shard["name"])
+    try:
+        size = storage.size(where)
+        if size != shard["bytes"]:
+            raise _changed(where, f"{size} bytes instead of {shard['bytes']}")
+        if storage.sha256(where) != shard["sha256"]:
+            raise _changed(where, "its sha256 differs")
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f"shard {where} is missing", "every shard of the manifest", f"{_PREPARE_AGAIN}; it makes that shard anew") from None
+
+
+def _changed(shard: str, how: str) -> BadInput:
+    return BadInput(f"shard {shard} changed ({how})", "the shard as prepare wrote it", f"{_PREPARE_AGAIN}; it makes that shard anew")
+
+
+def _record(shard: Mapping[str, Any], member: Mapping[str, Any]) -> SampleRecord:
+    members: dict[int, tuple[int, int, str]] = {}
+    for level, (offset, size, extension) in member["levels"].items():
+        if offset < 0 or size < 1 or offset + size > shard["bytes"]:
+            raise ValueError(f"{member['key']} at {level} lies outside {shard['name']}")
+        members[int(level)] = (int(offset), int(size), str(extension))
+    height, width = member["original_size"]
+    return SampleRecord(
+        key=str(member["key"]),
+        shard=str(shard["name"]),
+        members=members,
+        label=member["label"],
+        original_size=(int(height), int(width)),
+        source=str(member["source"]),
+        split=str(shard["split"]),
+        content_hash=str(member["content_hash"]),
+    )
