@@ -1,8 +1,11 @@
-"""Which MLflow a run speaks to: its URI read, made absolute and looked at. Imports no mlflow."""
+"""Which MLflow a run speaks to and with what manners: its URI, its patience, its silence. Imports no mlflow."""
 
+import logging
 import os
 import re
 import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -58,3 +61,34 @@ def check_sqlite(path: Path) -> None:
             connection.close()
     except sqlite3.Error as error:
         raise BadInput(f"MLflow database {path}: {error}", "a readable and writable sqlite file", "mend or move it") from None
+
+
+@contextmanager
+def patience(*, retries: int, seconds: int) -> Generator[None, None, None]:
+    """How often and how long requests to an MLflow server are tried within this block; mlflow's own default is minutes."""
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def quiet() -> None:
+    """Settings that mlflow reads at import or at a request: no telemetry, no bars, no run links, short retries."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
