@@ -35,7 +35,7 @@ def build(
                 task.set_accelerator_type(resources.ACCELERATOR).set_accelerator_limit(wanted.gpu)
         return task
 
-    @dsl.pipeline(name=f"sr3-{recipe.name}".replace("_", "-"), description="prepare -> train each stage -> evaluate -> export")
+    @dsl.pipeline(name=pipeline_name(recipe), description="prepare -> train each stage -> evaluate -> export")
     def rooms(root: str, mlflow_uri: str, run_key: str = default_run_key(recipe), ray_address: str = ray_address):
         """1. prepare: images become a ShardSet. 2. train: each stage a ModelBundle. 3. evaluate: a report. 4. export: the gate and the registry."""
         run = {"root": root, "mlflow_uri": mlflow_uri, "run_key": run_key, "job_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
@@ -60,6 +60,11 @@ def bundle_list(outputs: list[dict[str, object]]) -> str:
     """The bundles in cascade order as one JSON string whose values KFP fills in (f-strings of outputs become placeholders)."""
     items = [f'{{"uri":"{output["bundle_uri"]}","sha256":"{output["bundle_sha256"]}"}}' for output in outputs]
     return f"[{','.join(items)}]"
+
+
+def pipeline_name(recipe: config.Recipe) -> str:
+    """The pipeline's name on a server and the start of its folders under .kfp."""
+    return f"sr3-{recipe.name}".replace("_", "-")
 
 
 def default_run_key(recipe: config.Recipe) -> str:

@@ -36,6 +36,17 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def depth_below(pid: int, ancestor: int) -> int:
+    """How many parents stand from ``pid`` up to ``ancestor`` (1 for its child); 0 when it is not below it."""
+    depth = 0
+    while pid > 1 and (fields := _stat(pid)):
+        depth += 1
+        pid = int(fields[1])
+        if pid == ancestor:
+            return depth
+    return 0
+
+
 def memory_bytes(pids: Iterable[int]) -> int:
     """Memory of the processes: proportional set size, so that a shared page counts once; resident size where that is not readable."""
     total = 0

@@ -1,0 +1,209 @@
+"""`sr3`: parses, then imports inside the command what does the work. Exit codes: 0 done, 1 failed, 2 bad input (one line)."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import resources
+from sr3_core import config
+from sr3_core.errors import EXIT_BAD_INPUT, EXIT_FAILED, BadInput, Failed
+
+_SET = click.option("--set", "overrides", multiple=True, metavar="a.b=c", help="Change one value of the recipe; may be repeated.")
+_ROOMS = ("prepare", "train", "evaluate", "export")
+
+
+class _Group(click.Group):
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BadInput as error:
+            click.echo(f"sr3: {error}", err=True)
+            sys.exit(EXIT_BAD_INPUT)
+        except Failed as error:
+            click.echo(f"sr3: {error}", err=True)
+            sys.exit(EXIT_FAILED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(resources.VERSION, prog_name="sr3")
+def main() -> None:
+    """Super-resolution by iterative refinement: prepare, train, evaluate and export as one pipeline.
+
+    \b
+    sr3 run demo                              the whole way on the photos that come with it
+    sr3 upscale photo.jpg -o big.png          by the model that it registered
+    """
+
+
+def _runtime(command: Any) -> Any:
+    """The four runtime parameters, which stand in no recipe."""
+    for option in (
+        click.option("--run-key", default="", help="Name of the run; default: the recipe's name and fingerprint, so the same command goes on."),
+        click.option("--ray-address", default="", help="HOST:PORT of a Ray head, or http://HOST:8265; default: a local Ray."),
+        click.option("--mlflow-uri", default="", help="MLflow tracking server; default: sqlite under root."),
+        click.option("--root", default="", help="Folder or fsspec URI for everything the run leaves; default: ./sr3-runs."),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("recipe")
+@_SET
+@_runtime
+@click.option("--runner", type=click.Choice(["subprocess"]), default="subprocess", help="KFP's local runner.")
+@click.option("--verbose", is_flag=True, help="Show everything that goes to run.log.")
+def run(recipe: str, overrides: tuple[str, ...], root: str, mlflow_uri: str, ray_address: str, run_key: str, runner: str, verbose: bool) -> None:
+    """Run the whole pipeline of RECIPE (a name or a YAML file) on this machine. The same command goes on where it was stopped.
+
+    \b
+    sr3 run demo
+    sr3 run demo --set data.source=folder --set data.options.uri=~/photos --root ~/sr3-runs
+    """
+    from pipeline import run as implementation
+
+    sys.exit(
+        implementation.run(
+            recipe, list(overrides), root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key, verbose=verbose
+        )
+    )
+
+
+@main.command("compile")
+@click.argument("recipe")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The YAML file to write.")
+@_SET
+@click.option("--images", default=resources.IMAGES, show_default=True, help="Image of each room, {room} in it; by digest or commit.")
+@click.option("--ray-address", default="", help="Default of the pipeline's parameter; with it the tasks ask for no accelerator.")
+def compile_(recipe: str, output: Path, overrides: tuple[str, ...], images: str, ray_address: str) -> None:
+    """Compile RECIPE to a KFP pipeline.
+
+    \b
+    sr3 compile demo -o pipeline.yaml
+    kfp --endpoint URL run create -e EXPERIMENT -r NAME -f pipeline.yaml root=gs://bucket/runs mlflow_uri=http://mlflow:5000
+    """
+    from pipeline import preflight, submit
+
+    loaded = config.load(recipe, overrides)
+    preflight.refuse_text(loaded, ray_address=ray_address)
+    submit.compile_to(loaded, output, images=images, ray_address=ray_address)
+    click.echo(f"wrote {output}")
+
+
+@main.command()
+@click.argument("recipe")
+@_SET
+@_runtime
+@click.option("--endpoint", required=True, help="Address of the KFP API server.")
+@click.option("--experiment", default="sr3", show_default=True)
+@click.option("--images", default=resources.IMAGES, show_default=True, help="Image of each room, {room} in it; by digest or commit.")
+def submit(
+    recipe: str, overrides: tuple[str, ...], root: str, mlflow_uri: str, ray_address: str, run_key: str, endpoint: str, experiment: str, images: str
+) -> None:
+    """Compile RECIPE and start it on a KFP server.
+
+    \b
+    sr3 submit demo --endpoint http://kfp.example --root gs://bucket/runs --mlflow-uri http://mlflow.example:5000
+    """
+    import tempfile
+
+    from pipeline import dag, preflight
+    from pipeline import submit as implementation
+
+    loaded = config.load(recipe, overrides)
+    if not root or not mlflow_uri:
+        raise BadInput("no --root or no --mlflow-uri", "both: the server's rooms share no disk with this machine", "give both")
+    preflight.refuse_text(loaded, root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key)
+    key = run_key or dag.default_run_key(loaded)
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "pipeline.yaml"
+        implementation.compile_to(loaded, package, images=images, ray_address=ray_address)
+        parameters = {"root": root, "mlflow_uri": mlflow_uri, "ray_address": ray_address, "run_key": key}
+        run_id = implementation.submit(package, endpoint=endpoint, experiment=experiment, name=key, parameters=parameters)
+    click.echo(f"run {run_id}: {endpoint.rstrip('/')}/#/runs/details/{run_id}")
+
+
+@main.command()
+def recipes() -> None:
+    """List the recipes that come with the project: sr3 recipes."""
+    for name in config.recipe_names():
+        lines = (config.RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        comments = [line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith("# sr3 run")]
+        click.echo(f"{name:<16} {comments[0] if comments else ''}")
+
+
+@main.command()
+@click.argument("recipe")
+@_SET
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print RECIPE as it is after all defaults and changes.
+
+    \b
+    sr3 show demo --set scaling.workers=4
+    """
+    import json
+
+    import yaml
+
+    values = config.load(recipe, overrides).model_dump(mode="json")
+    click.echo(json.dumps(values, indent=1) if as_json else yaml.safe_dump(values, sort_keys=False).rstrip())
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, help="A .png or .jpg file for one image, a folder for several.")
+@click.option("--model", default="models:/sr3-demo@champion", show_default=True, help="models:/NAME@ALIAS, or a bundle or cascade folder.")
+@click.option("--mlflow-uri", default="", help="Where models:/ is looked for first; then MLFLOW_TRACKING_URI, then the default root.")
+@click.option("--root", default="", help="The root whose MLflow is the last place; default: ./sr3-runs.")
+@click.option("--stage", default="", help="One stage of a cascade alone.")
+@click.option("--steps", type=click.IntRange(min=1), help="Sampling steps.")
+@click.option("--sampler", help="Sampler instead of the chosen one.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Different draws of each image.")
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+def upscale(
+    images: tuple[str, ...], output: str, model: str, mlflow_uri: str, root: str, stage: str,
+    steps: int | None, sampler: str | None, seed: int, samples: int, overwrite: bool,
+) -> None:  # fmt: skip
+    """Make IMAGES larger by the registered champion.
+
+    \b
+    sr3 upscale photo.jpg -o big.png
+    sr3 upscale a.png b.png -o larger/ --model ./sr3-runs/train/sr256/0123456789abcdef/bundle
+    """
+    from pipeline import upscale as implementation
+
+    sampling = {key: value for key, value in {"steps": steps, "sampler": sampler}.items() if value is not None}
+    written = implementation.run(
+        list(images), output=output, model=model, mlflow_uri=mlflow_uri, root=root, seed=seed, samples=samples, stage=stage,
+        overwrite=overwrite, sampling=sampling,
+    )  # fmt: skip
+    for path in written:
+        click.echo(path)
+
+
+def _room(name: str) -> click.Command:
+    """One room by itself: the arguments go to ``python -m components.<name>`` as they are."""
+
+    @click.command(name, context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def command(arguments: tuple[str, ...]) -> None:
+        import importlib
+
+        module = importlib.import_module(f"components.{name}.__main__")
+        module.main(args=list(arguments), prog_name=f"sr3 {name}")
+
+    command.help = f"The {name} room alone, as python -m components.{name}: sr3 {name} --help"
+    command.short_help = command.help
+    return command
+
+
+for _name in _ROOMS:
+    main.add_command(_room(_name))
+
+
+if __name__ == "__main__":
+    main()

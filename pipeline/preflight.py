@@ -1,0 +1,83 @@
+"""What can be checked before any work: the recipe's plug-ins and options, the source, root, MLflow, Ray, disk and paths. Raises BadInput."""
+
+import shutil
+
+from components import cluster
+from sr3_core import config, plugins, storage, tracking
+from sr3_core.errors import BadInput
+
+FREE_BYTES = 1024**3
+_REFUSED = {"python3": "KFP's local engine replaces the word python3 in every argument", "{{": "KFP takes {{ for a placeholder", '"': "it ends a JSON string"}
+
+
+def check(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: str, run_key: str) -> None:
+    """Everything, in the order of cost."""
+    refuse_text(recipe, root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key)
+    storage.check_writable(root)
+    check_disk(root)
+    cluster.check(ray_address)
+    check_source(recipe.data)
+    check_plugins(recipe)
+    tracking.check(mlflow_uri)
+
+
+def refuse_text(recipe: config.Recipe, **parameters: str) -> None:
+    """Values that KFP would change or print: its placeholders, the word python3, credentials."""
+    config.refuse_secrets(parameters)
+    for name, value in parameters.items():
+        for text, reason in _REFUSED.items():
+            if text in value:
+                raise BadInput(f"{name} {value!r} contains {text}", f"values without it ({reason})", "choose another path or value")
+    for section in (recipe.data, *recipe.stages, recipe.evaluation, recipe.export):
+        for text in ("python3", "{{"):
+            if text in section.canonical_json():
+                raise BadInput(f"the recipe's {type(section).__name__} section contains {text}", f"values without it ({_REFUSED[text]})", "rename it")
+
+
+def absolute_sources(recipe: config.Recipe) -> config.Recipe:
+    """``recipe`` with a relative ``data.options.uri`` made absolute: the rooms work in another folder."""
+    uri = recipe.data.options.get("uri")
+    if not isinstance(uri, str):
+        return recipe
+    data = recipe.data.model_copy(update={"options": {**recipe.data.options, "uri": storage.absolute(uri)}})
+    return recipe.model_copy(update={"data": data})
+
+
+def check_source(data: config.Data) -> None:
+    """The source exists, may be read and lists at least one input."""
+    module = plugins.load("data.sources", data.source)
+    options = config.options(module.Options, data.options, "data")
+    if not module.listing(options).strip():
+        raise BadInput(f"source {data.source} lists no input", "a source with images", "check data.options")
+
+
+def check_plugins(recipe: config.Recipe) -> None:
+    """Every plug-in loads and takes its options; so do the sampling options, the search's candidates and the variants."""
+    evaluation = recipe.evaluation
+    candidates = list(evaluation.search.candidates) if evaluation.search else []
+    for stage in recipe.stages:
+        model = plugins.load("models", stage.model.name)
+        config.options(model.Options, stage.model.options, f"stages.{stage.name}.model")
+        objective = plugins.load("objectives", stage.objective.name)
+        for sampling in ({}, *candidates, *evaluation.variants.values()):
+            objective.Objective(stage.model_copy(update={"sampling": {**stage.sampling, **sampling}}), {})
+    for metric in evaluation.metrics:
+        module = plugins.load("metrics", metric.name)
+        config.options(module.Options, metric.options, f"evaluation.metrics.{metric.name}")
+    measured = [metric.name for metric in evaluation.metrics]
+    wanted = [rule.metric for rule in evaluation.gate] + ([evaluation.search.metric] if evaluation.search else [])
+    for name in wanted:
+        if not any(name == known or name.startswith(known + "_") for known in measured):
+            raise BadInput(f"metric {name} of the gate or the search", config.nearest(name, measured), "add it to evaluation.metrics")
+    for rule in evaluation.gate:
+        if rule.than is not None and rule.than not in evaluation.baselines:
+            raise BadInput(f"gate against {rule.than}", config.nearest(rule.than, evaluation.baselines), "add it to evaluation.baselines")
+
+
+def check_disk(root: str) -> None:
+    """Free space where the run writes."""
+    if storage.is_local(root):
+        folder = storage.local_path(root)
+        free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+        if free < FREE_BYTES:
+            raise BadInput(f"{free / 1024**2:.0f} MiB free at {folder}", f"at least {FREE_BYTES / 1024**2:.0f} MiB", "make room or choose another --root")

@@ -1,0 +1,231 @@
+"""`sr3 run`: the compiled DAG on this machine by KFP's own engine - one process per task - from checks to the closing table.
+
+Order: checks, run.log, the engine, the table. A signal ends every process below this one, by pid; the same command goes on.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from components import entry
+from pipeline import console, dag, preflight
+from sr3_core import config, processes, storage, tracking, tracking_uri
+from sr3_core.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, BadInput, Failed
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAMPLE_SECONDS = 2.0
+_PATIENCE_SECONDS = 8.0  # for a room to close its leases, its MLflow run and its Ray
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run works: the runtime parameters that stand in no recipe, all absolute."""
+
+    root: str
+    mlflow_uri: str
+    ray_address: str
+    run_key: str
+
+
+def run(
+    recipe_name: str, overrides: list[str], *, root: str, mlflow_uri: str, ray_address: str, run_key: str, verbose: bool
+) -> int:
+    """Run the recipe here; the exit code. Raises BadInput before anything was started."""
+    start = time.time()
+    recipe = preflight.absolute_sources(config.load(recipe_name, overrides))
+    place = resolve(recipe, root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key)
+    preflight.check(recipe, root=place.root, mlflow_uri=place.mlflow_uri, ray_address=place.ray_address, run_key=place.run_key)
+    entry.check_code_lookup()
+    os.chdir(entry.work_folder(place.root))
+    tasks = ["prepare", *(f"train-{stage.name}" for stage in recipe.stages), "evaluate", "export", "finish"]
+    for task in tasks:
+        _forget_error(place, task)
+
+    log = _local(place, "runs", place.run_key, "run.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    screen = console.Console(log, terminal=sys.stdout, verbose=verbose)
+    screen.say(f"log: {log}")
+    screen.say(f"run {place.run_key}: {' -> '.join(tasks[:-1])} under {place.root}")
+    failure = ""
+    with _watching(place, screen) as peak, contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):  # type: ignore[type-var]
+        try:
+            _run_engine(recipe, place)
+        except Exception as error:  # the engine's RuntimeError says which task failed; the task's own file says why
+            failure = f"{type(error).__name__}: {error}"
+    code = _close(place, tasks, screen, failure)
+    _closing_lines(place, screen, recipe, start=start, peak_bytes=peak.bytes, done=code == EXIT_DONE)
+    screen.close()
+    return code
+
+
+def resolve(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: str, run_key: str) -> Place:
+    """Absolute runtime parameters with their defaults: ./sr3-runs, sqlite under root, no Ray, the recipe's run key."""
+    config.refuse_secrets({"root": root, "mlflow_uri": mlflow_uri, "ray_address": ray_address})
+    root = storage.absolute(root or "sr3-runs")
+    uri = tracking_uri.absolute(mlflow_uri) if mlflow_uri else tracking_uri.default_uri(root)
+    return Place(root=root, mlflow_uri=uri, ray_address=ray_address, run_key=run_key or dag.default_run_key(recipe))
+
+
+def _run_engine(recipe: config.Recipe, place: Place) -> None:
+    """The DAG through kfp.local; raises RuntimeError when a task fails. Its own files go to <root>/.kfp."""
+    from kfp import local
+
+    workspace = Path.cwd() / "kfp-workspace"  # the engine deletes it after every run
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(_local(place, ".kfp")), workspace_root=str(workspace))
+    pipeline = dag.build(recipe, on_server=False)
+    with _plain_interpreter():
+        pipeline(root=place.root, mlflow_uri=place.mlflow_uri, run_key=place.run_key, ray_address=place.ray_address)
+
+
+@contextlib.contextmanager
+def _plain_interpreter() -> Iterator[None]:
+    """The engine puts sys.executable unquoted into a shell line: let that be the word python3, found on PATH, so a path may hold spaces."""
+    before, path = sys.executable, os.environ.get("PATH", "")
+    folder = Path(before).parent
+    os.environ[entry.PARENT] = processes.identity(os.getpid())
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    os.environ["PATH"] = os.pathsep.join([str(folder), path])
+    if (folder / "python3").exists():
+        sys.executable = "python3"
+    try:
+        yield
+    finally:
+        sys.executable = before
+        os.environ["PATH"] = path
+
+
+class _Peak:
+    """Highest memory of this process and everything below it, sampled."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="sr3-memory", daemon=True)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        me = os.getpid()
+        while True:
+            self.bytes = max(self.bytes, processes.memory_bytes([me, *processes.descendants(me)]))
+            if self._stop.wait(_SAMPLE_SECONDS):
+                return
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def _watching(place: Place, screen: console.Console) -> Iterator[_Peak]:
+    """Signals end everything below this process; orphans below it come to it; its memory is sampled."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    stopping = False
+
+    def stop(number: int, _frame: object) -> None:
+        nonlocal stopping
+        if stopping:  # a second signal: no more patience
+            processes.end(processes.descendants(os.getpid()), patience_seconds=0.0)
+            return
+        stopping = True
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of a write
+            screen.say(f"{signal.Signals(number).name}: ending the rooms; the same command goes on from here")
+        end_below(patience_seconds=_PATIENCE_SECONDS)
+        _mark_killed(place, screen)
+        screen.close()
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup stays in force
+            signal.signal(number, stop)
+    peak = _Peak()
+    try:
+        yield peak
+    finally:
+        peak.stop()
+        end_below(patience_seconds=_PATIENCE_SECONDS)  # a room that died hard may have left a Ray behind
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_below(*, patience_seconds: float) -> None:
+    """End all descendants of this process: the rooms first (a shell stands between), so that they end their own Ray in order."""
+    me = os.getpid()
+    rooms = [pid for pid in processes.descendants(me) if processes.depth_below(pid, me) <= 2]
+    processes.end(rooms, patience_seconds=patience_seconds)
+    while below := processes.descendants(me):
+        processes.end(below, patience_seconds=1.0)
+
+
+def _mark_killed(place: Place, screen: console.Console) -> None:
+    from components.export import finish
+
+    try:
+        with contextlib.redirect_stdout(screen):  # type: ignore[type-var]
+            finish.close(place.mlflow_uri, place.run_key, "KILLED")
+    except (BadInput, Failed) as error:
+        screen.say(str(error))
+
+
+def _close(place: Place, tasks: list[str], screen: console.Console, failure: str) -> int:
+    """The exit code by the rooms' error files; their lines on stderr, with the end of the log unless all of it was bad input."""
+    if not failure:
+        return EXIT_DONE
+    found = [storage.read_json(uri) for task in tasks if storage.exists(uri := entry.error_uri(place.root, place.run_key, task))]
+    code = found[0]["exit"] if found else EXIT_FAILED
+    if code != EXIT_BAD_INPUT:
+        for line in screen.tail():
+            screen.say(f"| {line}")
+    for line in [recorded["line"] for recorded in found] or [failure]:
+        console.error(line)
+    return code
+
+
+def _closing_lines(place: Place, screen: console.Console, recipe: config.Recipe, *, start: float, peak_bytes: int, done: bool) -> None:
+    seconds = time.time() - start
+    report = _report_uri(place, recipe, start)
+    if report:
+        from sr3_core.artifacts.report import EvalReport
+
+        found = EvalReport.open(report)
+        screen.say("")
+        for line in found.table().splitlines():
+            screen.say(line)
+        screen.say("")
+        screen.say(f"report:  {found.page_uri}")
+    times = ", ".join(f"{task} {taken} s" for task, taken in screen.seconds.items() if task != "finish")
+    screen.say(f"time:    {seconds:.0f} s ({times})" if times else f"time:    {seconds:.0f} s")
+    screen.say(f"memory:  {peak_bytes / 1024**3:.1f} GiB at most, the whole process tree, sampled every {_SAMPLE_SECONDS:.0f} s")
+    if not done:
+        return
+    screen.say(f"mlflow:  {tracking_uri.ui_command(place.mlflow_uri)}")
+    where = "" if place.root == storage.absolute("sr3-runs") else f" --root '{place.root}'"
+    screen.say("next:    sr3 upscale PHOTO.jpg -o BIG.png" + f" --mlflow-uri '{place.mlflow_uri}' --model models:/{recipe.export.model}@{recipe.export.alias}")
+    screen.say(f"         sr3 run {recipe.name} --set data.source=folder --set data.options.uri=YOUR_PHOTOS{where}")
+
+
+def _report_uri(place: Place, recipe: config.Recipe, since: float) -> str:
+    """The report's folder, read from what the evaluate task of this run handed to the engine; "" when it did not get there."""
+    outputs = _local(place, ".kfp").glob(f"{dag.pipeline_name(recipe)}-*/evaluate/executor_output.json")
+    ours = [path for path in outputs if path.stat().st_mtime >= since]
+    return json.loads(ours[0].read_text())["parameterValues"]["report_uri"] if ours else ""
+
+
+def _forget_error(place: Place, task: str) -> None:
+    uri = entry.error_uri(place.root, place.run_key, task)
+    if storage.exists(uri):
+        storage.remove(uri)
+
+
+def _local(place: Place, *parts: str) -> Path:
+    """A folder of root, or its like in the working folder when root is remote: a log grows line by line, the engine wants paths."""
+    return (storage.local_path(place.root) if storage.is_local(place.root) else Path.cwd()).joinpath(*parts)

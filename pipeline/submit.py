@@ -1,0 +1,40 @@
+"""Compile a recipe to a file, and hand the compiled pipeline to a KFP server."""
+
+from pathlib import Path
+
+from kfp import compiler
+
+from pipeline import dag, resources
+from sr3_core import config
+from sr3_core.errors import BadInput
+
+
+def compile_to(recipe: config.Recipe, output: Path, *, images: str = resources.IMAGES, ray_address: str = "") -> None:
+    """Write the pipeline of ``recipe`` as KFP's YAML; a file that stands there is replaced as a whole."""
+    if output.suffix not in (".yaml", ".yml"):
+        raise BadInput(f"output {output}", "a name that ends in .yaml", "choose another -o")
+    if not output.absolute().parent.is_dir():
+        raise BadInput(f"no folder {output.absolute().parent}", "an existing folder", "make it or choose another -o")
+    if "{room}" not in images:
+        raise BadInput(f"--images {images!r}", "a name with {room} in it, as registry.example/sr3-{room}:COMMIT", "add {room}")
+    part = output.absolute().with_name(f".{output.stem}.part.yaml")
+    compiler.Compiler().compile(dag.build(recipe, images=images, ray_address=ray_address), str(part))
+    part.replace(output)
+
+
+def submit(package: Path, *, endpoint: str, experiment: str, name: str, parameters: dict[str, str]) -> str:
+    """Start a run of the compiled pipeline on the server; its id. Raises BadInput when the server does not answer or refuses."""
+    from kfp import Client
+    from kfp_server_api import ApiException
+    from urllib3.exceptions import HTTPError
+
+    allowed = "the address of a KFP API server"
+    try:
+        client = Client(host=endpoint)
+        return client.create_run_from_pipeline_package(
+            str(package), arguments=parameters, run_name=name, experiment_name=experiment, enable_caching=False
+        ).run_id
+    except ApiException as error:
+        raise BadInput(f"KFP at {endpoint} refused ({error.status} {error.reason})", allowed, "check the endpoint and your rights") from None
+    except (HTTPError, OSError) as error:
+        raise BadInput(f"KFP at {endpoint} does not answer ({type(error).__name__})", allowed, "check --endpoint") from None
