@@ -38,7 +38,7 @@ class Options(Section):
 
 
 class Sampling(Section):
-    """How a sample is drawn. ``low`` and ``high`` bound the grid in half log-SNR and default to the span of training.
+    """How a sample is drawn. A log-SNR grid goes from ``start`` to ``end`` (half log-SNR; they default to the span of training), then to x0.
 
     ``projection``: passes of x0 += up(low - down(x0)) at each step and once at the end, 0 for none; ``clip``: x0 is kept in [-1, 1].
     """
@@ -46,8 +46,8 @@ class Sampling(Section):
     sampler: Literal["ancestral", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "unipc", "heun"] = "ancestral"
     steps: int = Field(100, ge=1)
     grid: Literal["time", "log_snr"] = "time"
-    low: float | None = None
-    high: float | None = None
+    start: float | None = None
+    end: float | None = None
     order: Literal[1, 2] = 2
     eta: float = Field(0.0, ge=0, le=1)
     posterior_variance: bool = False
@@ -161,8 +161,10 @@ class Predictor:
     def _grid(self, chosen: Sampling) -> list[float]:
         if chosen.grid == "time":
             return schedules.time_grid(chosen.steps, self.options.levels.schedule).tolist()
-        low, high = self.options.levels.span()
-        return schedules.log_snr_grid(chosen.steps, low if chosen.low is None else chosen.low, high if chosen.high is None else chosen.high).tolist()
+        first, last = self.options.levels.span()
+        first = first if chosen.start is None else chosen.start
+        last = last if chosen.end is None else chosen.end
+        return schedules.log_snr_grid(chosen.steps, first, last).tolist()
 
     def _image(self, y0: Tensor, up: Tensor | None) -> Tensor:
         return up + self.residual_scale * y0 if self.options.target == "residual" and up is not None else y0
