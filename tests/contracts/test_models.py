@@ -1,0 +1,105 @@
+"""What every denoiser in models/ keeps: the signature, any size, float32 and finite gradients, initialisation from the generator alone."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sr3_core import config, plugins
+from sr3_core.config import Stage
+
+SMALL: dict[str, list[dict[str, Any]]] = {
+    "unet": [
+        {"channels": 8, "multipliers": [1, 2], "blocks": 1},
+        {"channels": 8, "multipliers": [1, 2], "blocks": 1, "stem": 2, "noise_conditioning": "affine", "fed": "log_snr", "dropout": 0.1},
+        {"channels": 8, "multipliers": [1, 2, 2], "blocks": 2, "attention_factors": [2], "heads": 2, "fed": "sqrt_gamma", "skip_scale": 1.0},
+    ],
+}
+CASES = [(name, options) for name in plugins.names("models") for options in SMALL.get(name, [{}])]
+GAMMA = torch.tensor([0.1, 0.9], dtype=torch.float64)
+
+
+def stage(name: str, options: dict[str, Any], *, low: int | None = 4, channels: int = 3) -> Stage:
+    training = {"images": 4, "global_batch": 4, "micro_batch": 4, "checkpoint_images": 4, "log_images": 4}
+    values = {"name": "s", "low": low, "high": 16, "channels": channels, "model": {"name": name, "options": options}}
+    return config.parse(Stage, {**values, "objective": {"name": "diffusion"}, "training": training})
+
+
+def build(name: str, options: dict[str, Any], **kwargs: Any) -> nn.Module:
+    module = plugins.load("models", name)
+    made = stage(name, options, **kwargs)
+    torch.manual_seed(3)
+    network: nn.Module = module.build(config.options(module.Options, made.model.options, name), made)
+    return network
+
+
+def redraw(network: nn.Module) -> None:
+    """A fresh network outputs zero; random weights everywhere make every path count."""
+    generator = torch.Generator().manual_seed(4)
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / max(1.0, parameter[0].numel() ** 0.5)
+
+
+def images(channels: int = 3, size: tuple[int, int] = (16, 16)) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(2, channels, *size, generator=generator), torch.randn(2, channels, *size, generator=generator)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize("size", [(16, 16), (24, 16), (18, 13)])
+def test_prediction_has_the_shape_of_the_noisy_image(name: str, options: dict[str, Any], size: tuple[int, int]) -> None:
+    noisy, low = images(size=size)
+    prediction = build(name, options)(noisy, low, GAMMA)
+    assert prediction.shape == noisy.shape and prediction.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize("channels", [1, 4])
+def test_any_number_of_channels(name: str, options: dict[str, Any], channels: int) -> None:
+    noisy, low = images(channels)
+    assert build(name, options, channels=channels)(noisy, low, GAMMA).shape == noisy.shape
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_every_input_matters_and_items_are_independent(name: str, options: dict[str, Any]) -> None:
+    network = build(name, options).eval()
+    redraw(network)
+    noisy, low = images()
+    base = network(noisy, low, GAMMA)
+    for changed in (network(noisy + 1, low, GAMMA), network(noisy, low.flip(-1), GAMMA), network(noisy, low, GAMMA.flip(0))):
+        assert (changed - base).abs().max() > 1e-2 * base.abs().max()
+    alone = network(noisy[1:], low[1:], GAMMA[1:])
+    torch.testing.assert_close(alone, base[1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_gradients_reach_every_parameter_and_are_finite(name: str, options: dict[str, Any]) -> None:
+    network = build(name, options)
+    redraw(network)
+    network(*images(), GAMMA).square().mean().backward()
+    for parameter_name, parameter in network.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), parameter_name
+        assert parameter.grad.abs().max() > 0, parameter_name
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_unconditional_networks_take_no_low_image(name: str, options: dict[str, Any]) -> None:
+    network = build(name, options, low=None)
+    noisy, low = images()
+    assert network(noisy, None, GAMMA).shape == noisy.shape
+    with pytest.raises(ValueError, match="no low image"):
+        network(noisy, low, GAMMA)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_extreme_levels_stay_finite(name: str, options: dict[str, Any]) -> None:
+    network = build(name, options)
+    redraw(network)
+    assert torch.isfinite(network(*images(), torch.tensor([1e-8, 1.0], dtype=torch.float64))).all()
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_the_same_generator_gives_the_same_network(name: str, options: dict[str, Any]) -> None:
+    first, second = (build(name, options).state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
