@@ -216,6 +216,13 @@ def remove(uri: str, *, recursive: bool = False) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_parts(uri: str) -> None:
+    """Delete what killed writers left below the folder ``uri``: call it while holding its lease. A store keeps no such parts."""
+    if is_local(uri):
+        for path in local_path(uri).rglob(f"{_TEMPORARY}*"):
+            path.unlink(missing_ok=True)
+
+
 def upload_folder(local: Path, uri: str, *, last: str | None = None) -> None:
     """Copy every file below ``local`` to ``uri``; the file named ``last`` (a manifest) goes after all others."""
     names = sorted(str(path.relative_to(local)).replace(os.sep, "/") for path in local.rglob("*") if path.is_file())

@@ -40,6 +40,7 @@ class SampleRecord:
     source: str  # the example's key in its source
     split: str
     content_hash: str  # sha256 of the source file: equal for exact duplicates and for tiles of one photo
+    group: str  # photos of one scene share it where the source says so (attribute "group"), else the content hash: the unit of intervals
 
 
 class ShardSet:
@@ -175,4 +176,5 @@ def _record(shard: Mapping[str, Any], member: Mapping[str, Any]) -> SampleRecord
         source=str(member["source"]),
         split=str(shard["split"]),
         content_hash=str(member["content_hash"]),
+        group=str(member["group"]),
     )

@@ -1,0 +1,143 @@
+"""The prepare room's work: source -> ShardSet under ``<root>/shards/<fingerprint>``, its shards mapped over Ray. No torch."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from components import cluster
+from sr3_core import config, images, plugins, storage, tracking
+from sr3_core.artifacts.lease import lease
+from sr3_core.artifacts.shardset import MANIFEST, REJECTED, SCHEMA_VERSION, ShardSet
+from sr3_core.config import Data, Scaling
+from sr3_core.data import shards
+from sr3_core.data.sources._base import Source
+from sr3_core.errors import BadInput
+from sr3_core.progress import say
+
+ROOM = "prepare"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class PrepareResult(NamedTuple):
+    shards_uri: str
+    shards_sha256: str  # of the manifest
+    mlflow_run_id: str  # of the parent run
+
+
+def run(
+    *, section: str, scaling: str, root: str, mlflow_uri: str, run_key: str, ray_address: str = "", recipe_name: str = "prepare"
+) -> PrepareResult:
+    """Make the ShardSet of ``section`` (config.Data as JSON), or find it up to date. Opens the MLflow parent run of ``run_key``.
+
+    Raises BadInput for a source, a section, a root or an MLflow server that cannot be used, and for what ``data.shards.build`` refuses.
+    """
+    data = config.parse(Data, section)
+    scale = config.parse(Scaling, scaling)
+    root = storage.absolute(root)
+    if data.channels not in images.CHANNELS:
+        raise BadInput(f"data.channels={data.channels}", f"one of {images.CHANNELS}", "change data.channels and the stages' channels")
+    source, options = _source(data)
+    refuse_root_inside(root, getattr(options, "uri", None))
+    mark = fingerprint(data, source.listing(options))
+    storage.check_writable(root)
+    uri = storage.join(root, "shards", mark)
+    parent = tracking.open_parent(mlflow_uri, run_key, recipe_name)
+    with tracking.child(mlflow_uri, parent, ROOM, mark) as tracker:
+        made = _finished(uri)
+        if made is None:
+            with lease(uri, task=ROOM) as held, cluster.connect(ray_address, workers=1, cpus_per_worker=1, room=ROOM):
+                examples = source.examples(options)
+                made = shards.build(uri, data, examples, fingerprint=mark, held=held, mapper=_over_ray)
+            say(ROOM, f"{_counts(made)} -> {uri}")
+        tracker.log_params({"data": data.model_dump(mode="json"), "workers": scale.workers})
+        tracker.log_metrics(_numbers(made))
+        tracker.set_tags({"sr3.shards_uri": made.uri, "sr3.shards_sha256": made.manifest_sha256})
+    return PrepareResult(made.uri, made.manifest_sha256, parent)
+
+
+def fingerprint(data: Data, listing: str) -> str:
+    """Of the section, the source's listing and the schema version: the name of the ShardSet's folder."""
+    digest = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+    return config.fingerprint(data.canonical_json(), digest, f"shards {SCHEMA_VERSION}")
+
+
+def refuse_root_inside(root: str, source_uri: str | None) -> None:
+    """BadInput when ``root`` is the source or lies inside it: the next run would take our images for new photos."""
+    if source_uri is None:
+        return
+    source = storage.absolute(source_uri)
+    if storage.is_local(root) != storage.is_local(source):
+        return
+    inner, outer = (str(Path(uri).resolve()) if storage.is_local(uri) else uri for uri in (root, source))
+    if inner == outer or inner.startswith(outer.rstrip("/") + "/"):
+        raise BadInput(f"root {root} inside the source {source}", "a root outside of it", "choose another --root")
+
+
+def _source(data: Data) -> tuple[Source, config.Section]:
+    module: Any = plugins.load("data.sources", data.source)
+    if not isinstance(module, Source):
+        raise BadInput(f"plug-in {data.source}", "a module with Options, examples and listing", "see sr3_core/data/sources/_base.py")
+    return module, config.options(module.Options, data.options, "data")
+
+
+def _finished(uri: str) -> ShardSet | None:
+    """The finished ShardSet at ``uri``; None when there is none, or when it is damaged, which is said."""
+    if not storage.exists(storage.join(uri, MANIFEST)):
+        return None
+    try:
+        made = ShardSet.open(uri)
+        made.verify()
+    except BadInput as error:
+        say(ROOM, f"{error.got}: made anew")
+        storage.remove(storage.join(uri, MANIFEST))
+        return None
+    say(ROOM, f"up to date: {_counts(made)} in {uri}")
+    return made
+
+
+def _over_ray(function: Callable[[Item], Result], items: Sequence[Item], on_done: Callable[[Item, Result], None]) -> list[Result]:
+    return cluster.map_tasks(function, items, on_done=on_done, name=_name)
+
+
+def _name(item: object) -> str:
+    if isinstance(item, shards.ShardTask):
+        return f"shard {item.shard.name}"
+    if isinstance(item, shards.InspectTask):
+        return f"inputs {item.examples[0].uri} .. {item.examples[-1].uri}"
+    return repr(item)
+
+
+def _counts(made: ShardSet) -> str:
+    parts: list[str] = []
+    for split, levels in made.manifest["counts"].items():
+        levels_text = ", ".join(f"{count} at {level}" for level, count in levels.items())
+        parts.append(f"{split} {made.count(split)} ({levels_text})")
+    rejected: dict[str, int] = made.manifest["rejected"]
+    if rejected:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items()))
+        parts.append(f"rejected {sum(rejected.values())} ({reasons}; see {REJECTED})")
+    return ", ".join(parts)
+
+
+def _numbers(made: ShardSet) -> dict[str, float]:
+    numbers = {f"samples/{split}/{level}": count for split, levels in made.manifest["counts"].items() for level, count in levels.items()}
+    rejected = {f"rejected/{reason}": count for reason, count in made.manifest["rejected"].items()}
+    size = sum(shard["bytes"] for shard in made.manifest["shards"])
+    return {**numbers, **rejected, "accepted": made.manifest["accepted"], "shards": len(made.manifest["shards"]), "bytes": size}
+
+
+def section_of(recipe_or_section: str, overrides: Sequence[str] = ()) -> tuple[str, str, str]:
+    """(section, scaling, recipe name) of a recipe by name or path; a JSON section (starts with "{") is taken as it is."""
+    if recipe_or_section.lstrip().startswith("{"):
+        if overrides:
+            raise BadInput("--set with a JSON section", "--set with a recipe", "change the section itself")
+        return recipe_or_section, config.parse(Scaling, {}).canonical_json(), ROOM
+    recipe = config.load(recipe_or_section, overrides)
+    uri = recipe.data.options.get("uri")
+    options = {**recipe.data.options, "uri": storage.absolute(uri)} if isinstance(uri, str) else recipe.data.options
+    section = json.dumps({**recipe.data.model_dump(mode="json"), "options": options}, sort_keys=True)
+    return section, recipe.scaling.canonical_json(), recipe.name

@@ -1,0 +1,235 @@
+"""Writes a ShardSet: each shard once, its stats after it, the manifest last. Knows no Ray: ``build`` is given the map to use."""
+
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from sr3_core import config, images, storage
+from sr3_core.artifacts.lease import Lease
+from sr3_core.artifacts.shardset import MANIFEST, REJECTED, SCHEMA_VERSION, ShardSet, verify_shard
+from sr3_core.config import Data
+from sr3_core.data import degrade, plan
+from sr3_core.data.sources._base import Example
+from sr3_core.errors import BadInput
+from sr3_core.progress import Progress, say
+
+INSPECTED = "inspected.jsonl"  # what was seen of each input; there while a ShardSet is being made, so that a killed run goes on
+INSPECT_AT_ONCE = 16  # inputs one task looks at: a task costs milliseconds of its own
+ROOM = "prepare"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Mapper(Protocol):
+    """``[function(item) for item in items]`` in any order and anywhere; ``on_done(item, result)`` is called here as each one ends."""
+
+    def __call__(
+        self, function: Callable[[Item], Result], items: Sequence[Item], on_done: Callable[[Item, Result], None], /
+    ) -> list[Result]: ...
+
+
+def in_process(function: Callable[[Item], Result], items: Sequence[Item], on_done: Callable[[Item, Result], None]) -> list[Result]:
+    """The plain Mapper: one after another, here."""
+    results: list[Result] = []
+    for item in items:
+        results.append(function(item))
+        on_done(item, results[-1])
+    return results
+
+
+@dataclass(frozen=True)
+class InspectTask:
+    """Some inputs to look at."""
+
+    examples: tuple[Example, ...]
+    channels: int
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to be made below ``uri``."""
+
+    uri: str
+    data: Data
+    shard: plan.ShardPlan
+
+
+def build(
+    uri: str, data: Data, examples: Iterable[Example], *, fingerprint: str, held: Lease | None = None, mapper: Mapper = in_process
+) -> ShardSet:
+    """Make the ShardSet at ``uri``, going on where an earlier run with this ``fingerprint`` ended. ``held`` is checked before publishing.
+
+    The bytes depend on the photos and the section alone, not on the mapper or on interruptions. Raises BadInput for inputs that
+    cannot be used (``plan.make``, ``plan.refuse_too_few``); then there is no manifest, and rejected.jsonl names each refused input.
+    """
+    storage.remove_parts(uri)
+    photos = _inspected(uri, data, plan.refuse_equal_keys(examples), mapper)
+    try:
+        made = plan.make(photos, data)
+        lines = "".join(json.dumps(asdict(item), sort_keys=True) + "\n" for item in made.rejected)
+        storage.write_bytes(storage.join(uri, REJECTED), lines.encode())
+        plan.refuse_too_few(made, data, storage.join(uri, REJECTED))
+        entries = _entries(uri, data, made, mapper)
+    except BadInput:
+        storage.remove(storage.join(uri, INSPECTED))  # what the user mends must be looked at again
+        raise
+    if held is not None:
+        held.check()
+    storage.write_json(storage.join(uri, MANIFEST), _manifest(data, made, entries, fingerprint))
+    storage.remove(storage.join(uri, INSPECTED))
+    return ShardSet.open(uri)
+
+
+def inspect_all(task: InspectTask) -> list[plan.Photo]:
+    """What ``plan.inspect`` says of each of the task's inputs."""
+    return [plan.inspect(example, channels=task.channels) for example in task.examples]
+
+
+def make_shard(task: ShardTask) -> tuple[dict[str, Any], bool]:
+    """The shard's manifest entry, and whether it was there already, whole and with these samples. Raises BadInput for a changed source."""
+    stats = storage.join(task.uri, task.shard.name.removesuffix(".tar") + ".json")
+    entry = _finished(task, stats)
+    if entry is not None:
+        return entry, True
+    storage.remove(stats)
+    with tempfile.TemporaryDirectory(prefix="sr3-shard-") as folder:
+        local = Path(folder) / "shard.tar"
+        members = _write_tar(local, task)
+        storage.publish_file(local, storage.join(task.uri, task.shard.name))
+        entry = {
+            "name": task.shard.name,
+            "split": task.shard.split,
+            "samples": len(members),
+            "bytes": local.stat().st_size,
+            "sha256": storage.sha256(str(local)),
+            "members": members,
+        }
+    storage.write_json(stats, entry)
+    return entry, False
+
+
+def _inspected(uri: str, data: Data, examples: Sequence[Example], mapper: Mapper) -> list[plan.Photo]:
+    kept = storage.join(uri, INSPECTED)
+    if storage.exists(kept):
+        photos = [plan.Photo(**json.loads(line)) for line in storage.read_bytes(kept).splitlines()]
+        if [(photo.key, photo.uri) for photo in photos] == [(example.key, example.uri) for example in examples]:
+            say(ROOM, f"goes on with what an earlier run saw of {len(photos)} inputs")
+            return photos
+    tasks = [
+        InspectTask(tuple(examples[start : start + INSPECT_AT_ONCE]), data.channels) for start in range(0, len(examples), INSPECT_AT_ONCE)
+    ]
+    with Progress(ROOM, "inspect", total=len(examples), unit="photos") as progress:
+        found = mapper(inspect_all, tasks, lambda task, photos: progress.advance(len(photos)))
+    photos = [photo for group in found for photo in group]
+    storage.write_bytes(kept, "".join(json.dumps(asdict(photo), sort_keys=True) + "\n" for photo in photos).encode())
+    return photos
+
+
+def _entries(uri: str, data: Data, made: plan.Plan, mapper: Mapper) -> list[dict[str, Any]]:
+    tasks = [ShardTask(uri, data, shard) for shard in made.shards]
+    with Progress(ROOM, "write", total=len(tasks), unit="shards") as progress:
+        results = mapper(make_shard, tasks, lambda task, result: progress.advance(1))
+    kept = sum(was_there for _, was_there in results)
+    if kept:
+        say(ROOM, f"{kept} of {len(tasks)} shards were done already")
+    return [entry for entry, _ in results]
+
+
+def _finished(task: ShardTask, stats: str) -> dict[str, Any] | None:
+    try:
+        entry = storage.read_json(stats)
+        expected = [(sample.key, sample.photo.content_hash) for sample in task.shard.samples]
+        if [(member["key"], member["content_hash"]) for member in entry["members"]] != expected:
+            return None
+        verify_shard(task.uri, entry)
+    except (FileNotFoundError, BadInput, KeyError, TypeError):
+        return None
+    return entry
+
+
+def _write_tar(local: Path, task: ShardTask) -> list[dict[str, Any]]:
+    """Write the shard's tar, the same bytes each time (no times, no owners), and tell where each member's bytes lie."""
+    members: list[dict[str, Any]] = []
+    before: tuple[str, bytes] | None = None  # tiles of one photo follow each other: it is read once
+    with tarfile.open(local, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in task.shard.samples:
+            if before is None or before[0] != sample.photo.uri:
+                before = (sample.photo.uri, _unchanged(sample.photo))
+            files = _files(sample, before[1], task.data)
+            levels: dict[str, list[Any]] = {}
+            for level, (extension, content) in files.items():
+                levels[str(level)] = [_add(tar, f"{sample.key}.{level}.{extension}", content), len(content), extension]
+            member = {
+                "key": sample.key,
+                "levels": levels,
+                "label": sample.photo.label,
+                "source": sample.photo.key,
+                "original_size": [sample.photo.height, sample.photo.width],
+                "content_hash": sample.photo.content_hash,
+                "group": str(sample.photo.attributes.get("group", sample.photo.content_hash)),
+            }
+            crop = [sample.crop.top, sample.crop.left, sample.crop.height, sample.crop.width]
+            described = {**member, "crop": crop, "attributes": sample.photo.attributes, "levels": sorted(files)}
+            _add(tar, f"{sample.key}.json", storage.json_bytes(described))
+            members.append(member)
+    return members
+
+
+def _files(sample: plan.Sample, source: bytes, data: Data) -> dict[int, tuple[str, bytes]]:
+    """Level -> (extension, file). The source's own bytes where they are the level already; JPEG for the largest level alone."""
+    header = images.header(source)
+    photo = images.decode(source, channels=data.channels)
+    files: dict[int, tuple[str, bytes]] = {}
+    for level, pixels in degrade.pyramid(photo, sample.crop, data).items():
+        largest = level == data.levels[-1]
+        whole = (header.height, header.width) == (level, level) and header.upright and header.frames == 1
+        same_mode = header.mode == ("RGB" if data.channels == 3 else "L")
+        format: images.Format = data.codec.format if largest else "png"
+        if whole and same_mode and (header.format == "PNG" or (largest and header.format == "JPEG")):
+            files[level] = ("png" if header.format == "PNG" else "jpg", source)
+        else:
+            files[level] = (images.EXTENSIONS[format], images.encode(pixels, format, data.codec.quality))
+    return dict(sorted(files.items()))
+
+
+def _unchanged(photo: plan.Photo) -> bytes:
+    try:
+        data = storage.read_bytes(photo.uri)
+    except (FileNotFoundError, PermissionError):
+        data = b""
+    if hashlib.sha256(data).hexdigest() != photo.content_hash:
+        raise BadInput(f"{photo.uri} changed while prepare ran", "a source at rest", "run it again")
+    return data
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Append a member; the offset of its content in the tar."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = len(content), 0o644, 0
+    start = tar.offset + tarfile.BLOCKSIZE  # a ustar header is one block: names here are far below its 255 bytes
+    tar.addfile(info, io.BytesIO(content))
+    return start
+
+
+def _manifest(data: Data, made: plan.Plan, entries: Sequence[dict[str, Any]], fingerprint: str) -> dict[str, Any]:
+    counts = {split: {str(level): 0 for level in data.levels} for split in config.SPLITS}
+    for entry in entries:
+        for member in entry["members"]:
+            for level in member["levels"]:
+                counts[entry["split"]][level] += 1
+    return {
+        "schema": SCHEMA_VERSION,
+        "section": data.model_dump(mode="json"),
+        "fingerprint": fingerprint,
+        "shards": list(entries),
+        "counts": counts,
+        "rejected": plan.reasons_of(made),
+        "accepted": made.accepted,
+    }
