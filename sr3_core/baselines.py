@@ -35,7 +35,10 @@ class Baseline:
         labels: Tensor | None = None,
         **sampling: Any,
     ) -> Tensor:
-        """``low`` (N, C, h, w) in [-1, 1] -> (N, C, *size), clipped to [-1, 1]; ``size`` is required, ``seeds`` and ``labels`` change nothing."""
+        """``low`` (N, C, h, w) in [-1, 1] -> (N, C, *size), clipped to [-1, 1]; ``size`` is required.
+
+        ``seeds`` and ``labels`` change nothing.
+        """
         config.options(Sampling, sampling, f"baseline {self.name}: sampling")
         if low is None or size is None:
             raise BadInput(f"baseline {self.name} without a low image or a size", "one low image and the size of its output", "pass both")
@@ -45,4 +48,3 @@ class Baseline:
 def load_all(names: Sequence[str]) -> dict[str, Baseline]:
     """Baselines by name, in order; BadInput for an unknown one."""
     return {name: Baseline(name) for name in names}
-

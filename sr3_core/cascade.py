@@ -1,12 +1,13 @@
 """Models chained: each stage's output, rounded to uint8 as it would be stored, is the next stage's low image. One folder holds them all.
 
-    <folder>/stages/<name>/...    one ModelBundle a stage, its chosen sampling inside
-    <folder>/metrics.json         what evaluation measured        <folder>/card.md     what a reader should know
-    <folder>/cascade.json         the manifest, written last
+<folder>/stages/<name>/...    one ModelBundle a stage, its chosen sampling inside
+<folder>/metrics.json         what evaluation measured        <folder>/card.md     what a reader should know
+<folder>/cascade.json         the manifest, written last
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class Cascade:
     """Bundles in order, each starting at the size where the one before it ends; it has the prediction signature of a single model."""
 
     def __init__(self, bundles: Sequence[ModelBundle], *, uri: str = "", manifest: Mapping[str, Any] | None = None) -> None:
-        for before, after in zip(bundles, bundles[1:], strict=False):
+        for before, after in pairwise(bundles):
             if after.stage.low != before.stage.high:
                 got = f"stage {after.stage.name} starts at {after.stage.low}, stage {before.stage.name} ends at {before.stage.high}"
                 raise BadInput(got, "stages that chain", "pass the bundles in the order of the cascade")
@@ -50,7 +51,7 @@ class Cascade:
         labels: Tensor | None = None,
         sampling: Sequence[Mapping[str, Any]] | None = None,
     ) -> Iterator[Tensor]:
-        """Outputs of stages ``first`` .. ``stop`` - 1, each (N, C, H, W) in [-1, 1] on multiples of 1/127.5, ``low`` being the input of ``first``.
+        """Outputs of stages ``first`` .. ``stop`` - 1, each (N, C, H, W) in [-1, 1] and rounded; ``low`` is the input of ``first``.
 
         ``size`` is that of the last one (None: scale x its input). ``sampling`` has one mapping for every stage of the cascade.
         """
@@ -122,7 +123,9 @@ class Cascade:
         for entry in manifest["stages"]:
             bundle = ModelBundle.load(storage.join(storage.absolute(folder_uri), entry["folder"]))
             if bundle.manifest_sha256 != entry["sha256"]:
-                raise BadInput(f"stage {entry['name']} of {folder_uri} differs from {MANIFEST}", "the bundle it was exported with", "run export again")
+                raise BadInput(
+                    f"stage {entry['name']} of {folder_uri} differs from {MANIFEST}", "the bundle it was exported with", "run export again"
+                )
             bundles.append(bundle)
         return cls(bundles, uri=storage.absolute(folder_uri), manifest=manifest)
 

@@ -13,7 +13,7 @@ COVERAGE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` images of ``clusters`` photos; ``low`` and ``high`` bound it with 95 % coverage (None with fewer than two photos)."""
+    """A mean over ``n`` images of ``clusters`` photos; ``low`` and ``high`` are its 95 % bounds (None with fewer than two photos)."""
 
     mean: float
     low: float | None

@@ -27,7 +27,7 @@ CASCADE = "cascade"
 
 @dataclass(frozen=True)
 class Measurement:
-    """One metric of one image: a row of ``per_image.parquet``. ``photo`` names the photo the image was cut from, the unit of the bootstrap."""
+    """One metric of one image: a row of ``per_image.parquet``. ``photo`` names what the image was cut from, the unit of the bootstrap."""
 
     split: str
     task: str

@@ -61,7 +61,8 @@ def figure(*, task: str, key: str, low: Image, outputs: Mapping[str, Image], tru
     scale = truth.shape[0] // low.shape[0]
     crops = detailed_crops(truth, scale)
     height, width = truth.shape[:2]
-    panels = [_panel("low", low, [Crop(crop.top // scale, crop.left // scale, crop.side // scale) for crop in crops], notes, pixelated=True)]
+    in_low = [Crop(crop.top // scale, crop.left // scale, crop.side // scale) for crop in crops]
+    panels = [_panel("low", low, in_low, notes, pixelated=True)]
     panels += [_panel(label, image, crops, notes) for label, image in (*outputs.items(), ("truth", truth))]
     boxes = tuple((100 * crop.left / width, 100 * crop.top / height, 100 * crop.side / width, 100 * crop.side / height) for crop in crops)
     return Figure(task, key, tuple(panels), boxes)

@@ -19,8 +19,8 @@ def page(content: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         f'<div class="soft">{_judged_on(content)}</div>',
         _gate(content["gate"]),
         "<h2>Numbers</h2>",
-        "<p>Means over images with 95 % intervals (bootstrap over photos). The gain is the mean paired difference per photo in favour of ours. "
-        "Bold is the best of a row.</p>",
+        "<p>Means over images with 95 % intervals (bootstrap over photos). The gain is the mean paired difference per photo "
+        "in favour of ours. Bold is the best of a row.</p>",
         *[_task_table(content, task) for task in content["tasks"]],
         "<h2>Pictures</h2>" if figures else "",
         "<p>The crops lie where the truth has most detail; no result was looked at to choose them. Below each picture: its own numbers.</p>"
@@ -33,7 +33,8 @@ def page(content: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     ]
     style = STYLE.read_text(encoding="utf-8")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>\n{style}</style></head>\n<body><main>{"".join(body)}</main></body></html>\n'
+    page_body = f"<main>{''.join(body)}</main>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}<style>\n{style}</style></head>\n<body>{page_body}</body></html>\n'
 
 
 def _judged_on(content: Mapping[str, Any]) -> str:
@@ -75,7 +76,8 @@ def _task_table(content: Mapping[str, Any], task: Mapping[str, Any]) -> str:
         best = _best(cells, metric["better"])
         columns = "".join(_cell(cell, model, best=best) for cell, model in zip(cells, models, strict=True))
         ours = results.get((OURS, metric["name"]))
-        ends = f"<td>{ours['n']}</td><td>{escape(ours['worst_key'])}<small>{number(ours['worst'])}</small></td>" if ours else "<td>0</td><td></td>"
+        worst = f"{escape(ours['worst_key'])}<small>{number(ours['worst'])}</small>" if ours else ""
+        ends = f"<td>{ours['n'] if ours else 0}</td><td>{worst}</td>"
         rows.append(f"<tr>{name}{columns}{_gain(gains.get(metric['name'])) if first else ''}{ends}</tr>")
     seconds = ", ".join(f"{escape(model)} {number(value)} s" for model, value in task["seconds"].items())
     heading = f"<h3>{escape(task['label'])}</h3><p class='soft'>{escape(task['note'])} Time per image: {seconds}.</p>"
@@ -125,7 +127,8 @@ def _sample(figure: Figure) -> str:
         alternative = escape(f"{figure.key}: {panel.label}", quote=True)
         whole = f'<div class="whole"><img{kind} src="{panel.overview}" alt="{alternative}">{marks}</div>'
         crops = "".join(
-            f'<div class="crop box-{index}"><img src="{crop}" alt="{alternative}, crop {index + 1}"></div>' for index, crop in enumerate(panel.crops)
+            f'<div class="crop box-{index}"><img src="{crop}" alt="{alternative}, crop {index + 1}"></div>'
+            for index, crop in enumerate(panel.crops)
         )
         name = f'<div class="name{" mine" if panel.label == OURS else ""}">{escape(panel.label)}</div>'
         note = f'<div class="note">{escape(panel.note)}</div>' if panel.note else ""
@@ -135,24 +138,27 @@ def _sample(figure: Figure) -> str:
 
 def _search(content: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(stage)}</td><td class='text'>{escape(option_text(sampling))}</td></tr>" for stage, sampling in content["sampling"].items()
+        f"<tr><td>{escape(stage)}</td><td class='text'>{escape(option_text(sampling))}</td></tr>"
+        for stage, sampling in content["sampling"].items()
     )
-    table = f'<div class="scroll"><table><thead><tr><th>stage</th><th class="text">chosen sampling</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    head = '<tr><th>stage</th><th class="text">chosen sampling</th></tr>'
+    table = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     searched = {stage: search for stage, search in content["search"].items() if search["candidates"]}
     if not searched:
         return f"<h2>Sampling</h2><p>No search was made.</p>{table}"
     charts = "".join(search_charts(search, stage) for stage, search in searched.items())
-    text = "<p>Chosen on held-out photos that none of the numbers above were taken on. A ring marks the choice; bars are 95 % intervals.</p>"
+    text = "<p>Chosen on held-out photos, none of them judged above. A ring marks the choice; bars are 95 % intervals.</p>"
     return f'<h2>Quality against steps</h2>{text}<div class="charts">{charts}</div><h3>Chosen</h3>{table}'
 
 
 def _definitions(content: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(metric['name'])}</td><td class='text'>{escape(metric['colour'])}</td><td class='text'>{escape(_borders(metric))}</td>"
-        f"<td class='text'>{escape(metric['note'])}</td></tr>"
+        f"<tr><td>{escape(metric['name'])}</td><td class='text'>{escape(metric['colour'])}</td>"
+        f"<td class='text'>{escape(_borders(metric))}</td><td class='text'>{escape(metric['note'])}</td></tr>"
         for metric in content["metrics"]
     )
-    head = "<tr><th>metric</th><th class='text'>colour space</th><th class='text'>border cut, pixels</th><th class='text'>definition</th></tr>"
+    columns = "".join(f"<th class='text'>{name}</th>" for name in ("colour space", "border cut, pixels", "definition"))
+    head = f"<tr><th>metric</th>{columns}</tr>"
     intro = f"<p>Outputs are rounded to 8 bits before every metric. Low images were made by {escape(content['degradation'])}.</p>"
     return f'<h2>How it was measured</h2>{intro}<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 

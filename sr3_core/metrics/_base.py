@@ -22,7 +22,7 @@ LEVELS = 255  # outputs are rounded to uint8 before every metric
 
 @dataclass(frozen=True)
 class Reported:
-    """One number a metric yields per image: its name, which direction is better, its unit, and how it is computed (colour space, border)."""
+    """One number a metric yields per image: its name, the better direction, its unit, how it is computed (colour space, border)."""
 
     name: str
     better: Literal["lower", "higher"]

@@ -1,4 +1,4 @@
-"""Colour bias: |mean of output - mean of reference| of one image, per channel, in units of 1/255. Its mean over images shows a colour shift."""
+"""Colour bias: |mean of output - mean of reference| of one image, per channel, in 1/255. Its mean over images shows a shift."""
 
 from collections.abc import Mapping
 

@@ -18,7 +18,7 @@ class Options(Section):
 
 
 class Metric:
-    """``consistency``, lower is better. The brought-down output is clipped as prepare clips, not rounded: the truth itself scores ``FLOOR``."""
+    """``consistency``, lower is better. The output is brought down and clipped, not rounded: the truth itself scores ``FLOOR``."""
 
     needs = "low"
 

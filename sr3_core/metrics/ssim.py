@@ -1,4 +1,4 @@
-"""Structural similarity (Wang et al. 2004) per image: mean over channels and over the valid region of an 11 x 11 Gaussian window, sigma 1.5."""
+"""Structural similarity (Wang et al. 2004) per image: mean over channels and the valid region, Gaussian window 11, sigma 1.5."""
 
 from collections.abc import Mapping
 

@@ -1,0 +1,285 @@
+"""The evaluate room: plan, compute on Ray, choose the sampling, judge, publish an EvalReport.
+
+1. read the ShardSet's and the bundles' manifests   2. search the sampling options on the search's split, baselines beside it
+3. ours and its variants on the judged split         4. means, paired gains, gate   5. pictures, page, manifest last, MLflow
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from components import cluster
+from components.evaluate import plan, verdict, work
+from components.evaluate.plan import Job, Photo, Setting, Task
+from sr3_core import config, images, storage, tracking
+from sr3_core.artifacts import bundle, report, report_figures, report_page
+from sr3_core.artifacts.lease import lease
+from sr3_core.artifacts.report import OURS, EvalReport, Measurement
+from sr3_core.artifacts.shardset import ShardSet
+from sr3_core.config import Evaluation, Scaling, Stage
+from sr3_core.errors import BadInput
+from sr3_core.progress import Progress, say
+
+ROOM = "evaluate"
+RETRIES = 2
+SHOWN_METRICS = 3  # numbers below a picture
+
+Mapper = Callable[[Sequence[Job], Callable[[Job, list[Measurement]], None]], list[list[Measurement]]]
+
+
+class EvaluateResult(NamedTuple):
+    """What the room hands on."""
+
+    report_uri: str
+    report_sha256: str
+    passed: bool
+
+
+def run(
+    *,
+    section: str,
+    scaling: str,
+    shards_uri: str,
+    shards_sha256: str,
+    bundles: str,
+    root: str,
+    mlflow_uri: str,
+    run_key: str,
+    ray_address: str = "",
+    mlflow_run_id: str = "",
+) -> EvaluateResult:
+    """Evaluate ``bundles`` (JSON list of {"uri", "sha256"} in cascade order) on the ShardSet; a finished report is verified and returned.
+
+    Raises BadInput for inputs that do not fit, an address that does not answer, an output folder in use.
+    """
+    evaluation = config.parse(Evaluation, section)
+    handed = _handed_on(bundles)
+    fingerprint = config.fingerprint(
+        evaluation.canonical_json(), shards_sha256, *[sha256 for _, sha256 in handed], str(report.SCHEMA_VERSION)
+    )
+    folder = storage.join(storage.absolute(root), "eval", fingerprint)
+    address = cluster.resolve(ray_address)
+    if cluster.is_job_address(address) and not _is_finished(folder):
+        given = {"section": section, "scaling": scaling, "shards_uri": shards_uri, "shards_sha256": shards_sha256, "bundles": bundles}
+        place = {"root": root, "mlflow_uri": mlflow_uri, "run_key": run_key, "mlflow_run_id": mlflow_run_id}
+        cluster.submit_and_follow(address, "components.evaluate", _arguments({**given, **place}), fingerprint=fingerprint)
+        return _result(EvalReport.open(folder))
+    with tracking.child(mlflow_uri, mlflow_run_id or None, ROOM, fingerprint) as tracker:
+        if _is_finished(folder):
+            done = EvalReport.open(folder)
+            say(ROOM, f"up to date: {done.uri}")
+        else:
+            shards = _shards(shards_uri, shards_sha256)
+            stages = [_stage(uri, sha256) for uri, sha256 in handed]
+            with lease(folder, task=ROOM) as held:
+                prepared = _Evaluation(evaluation, stages, handed, shards, folder=folder, fingerprint=fingerprint)
+                measured = _over_ray(prepared, config.parse(Scaling, scaling), ray_address)
+                held.check()
+                done = prepared.publish(measured)
+        tracker.log_params({"evaluation": evaluation.model_dump(mode="json"), "shards": shards_uri, "sampling": done.sampling})
+        tracker.log_metrics(done.metrics())
+        tracker.set_tags({"sr3.report": done.uri, "sr3.gate": "passed" if done.passed else "failed"})
+        for name in (report.MANIFEST, report.PAGE):
+            tracker.log_artifact(_local_copy(done.uri, name), folder="report")
+    for line in done.failures():
+        say(ROOM, f"gate: {line}")
+    say(ROOM, f"report {done.page_uri}")
+    return _result(done)
+
+
+def headline(report_uri: str) -> dict[str, float]:
+    """What KFP shows as metrics: ours and the baselines by task, and every n."""
+    return EvalReport.open(report_uri).metrics()
+
+
+def _over_ray(prepared: "_Evaluation", scaling: Scaling, ray_address: str) -> tuple[list[Measurement], list[Measurement]]:
+    gpus = 1 if scaling.accelerator == "gpu" else 0
+    with cluster.connect(
+        ray_address, workers=scaling.workers, cpus_per_worker=scaling.cpus_per_worker, gpus_per_worker=gpus, room=ROOM
+    ) as ray:
+
+        def mapper(jobs: Sequence[Job], on_done: Callable[[Job, list[Measurement]], None]) -> list[list[Measurement]]:
+            return cluster.map_tasks(
+                work.run, jobs, retries=RETRIES, on_done=on_done, cpus_per_task=ray.cpus_per_worker, at_once=scaling.workers, name=_job_name
+            )
+
+        return prepared.measure(mapper, threads=ray.cpus_per_worker, device="cuda" if gpus else "cpu")
+
+
+class _Evaluation:
+    """One evaluation between its inputs and its report; the mapper decides where jobs run."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        stages: Sequence[Stage],
+        bundles: Sequence[tuple[str, str]],
+        shards: ShardSet,
+        *,
+        folder: str,
+        fingerprint: str,
+    ) -> None:
+        self.evaluation, self.stages, self.bundles, self.shards = evaluation, list(stages), tuple(bundles), shards
+        self.folder, self.fingerprint = folder, fingerprint
+        self.tasks = plan.tasks(self.stages)
+        self.photos = plan.photos(shards, evaluation.split)
+        if not any(photo.serves(task) for photo in self.photos for task in self.tasks):
+            got = f"no image of split {evaluation.split} has the levels of any stage"
+            raise BadInput(got, "at least one held-out image", "add photos, or change data.split and data.required_levels")
+        self.definitions = verdict.Definitions.of(
+            evaluation, self.tasks, degradation=shards.data.degradation, channels=shards.data.channels
+        )
+        self.judge = verdict.check(evaluation, self.definitions)
+
+    def measure(self, mapper: Mapper, *, threads: int, device: str) -> tuple[list[Measurement], list[Measurement]]:
+        """Measurements of the search and of the judged split."""
+        data, search = self.shards.data, self.evaluation.search
+        setting = Setting(
+            folder=self.folder, shards_uri=self.shards.uri, bundles=self.bundles, channels=data.channels, degradation=data.degradation,
+            seed=self.evaluation.seed, threads=threads, device=device,
+        )  # fmt: skip
+        held_out = plan.photos(self.shards, search.split) if search is not None else []
+        searching = plan.search_jobs(setting, self.stages, self.tasks, held_out, search, judge=self.judge)
+        baselines = plan.baseline_jobs(setting, self.tasks, self.photos, self.evaluation)
+        first = _computed([*searching, *baselines], mapper, "search and baselines")
+        searched = [item for job in searching for item in first[job]]
+        _, chosen = verdict.search(searched, self.stages, self.evaluation, self.definitions)
+        for stage, sampling in chosen.items():
+            say(ROOM, f"{stage} samples with {report_figures.option_text(sampling)}")
+        ours = plan.model_jobs(setting, self.stages, self.tasks, self.photos, self.evaluation, chosen=chosen)
+        second = _computed(ours, mapper, self.evaluation.split)
+        return searched, [item for done, jobs in ((second, ours), (first, baselines)) for job in jobs for item in done[job]]
+
+    def publish(self, measured: tuple[list[Measurement], list[Measurement]]) -> EvalReport:
+        """Write the report; the partial results go when its manifest stands."""
+        searched, judged = measured
+        content = self.content(searched, judged)
+        figures = self._figures(judged)
+        done = report.publish(self.folder, content, [*searched, *judged], page=report_page.page(content, figures))
+        storage.remove(storage.join(self.folder, work.PARTS), recursive=True)
+        return done
+
+    def content(self, searched: Sequence[Measurement], judged: Sequence[Measurement]) -> dict[str, Any]:
+        """report.json."""
+        evaluation, definitions = self.evaluation, self.definitions
+        found, chosen = verdict.search(searched, self.stages, evaluation, definitions)
+        rows = verdict.results(judged, definitions, seed=evaluation.seed)
+        gains = verdict.gains(judged, definitions, evaluation, self.tasks)
+        ends = [self.stages[0].low, *[stage.high for stage in self.stages]]
+        return {
+            "title": " -> ".join(str(end) for end in ends if end is not None),
+            "fingerprint": self.fingerprint,
+            "section": evaluation.model_dump(mode="json"),
+            "split": evaluation.split,
+            "degradation": self.shards.data.degradation,
+            "baselines": list(evaluation.baselines),
+            "variants": list(evaluation.variants),
+            "shards": {"uri": self.shards.uri, "sha256": self.shards.manifest_sha256},
+            "bundles": [
+                {"stage": stage.name, "uri": uri, "sha256": sha256} for stage, (uri, sha256) in zip(self.stages, self.bundles, strict=True)
+            ],
+            "tasks": [verdict.task_json(task, self.photos, judged) for task in self.tasks],
+            "metrics": definitions.as_json(),
+            "results": rows,
+            "gains": gains,
+            "gate": verdict.gate(rows, gains, definitions, evaluation.gate, self.tasks),
+            "search": found,
+            "sampling": chosen,
+        }
+
+    def _figures(self, judged: Sequence[Measurement]) -> list[report_figures.Figure]:
+        shown = plan.pictured(self.tasks, self.photos)
+        models = [*self.evaluation.baselines[:1], OURS]
+        names = list(self.definitions.reports)[:SHOWN_METRICS]
+        values = {(item.task, item.model, item.key, item.metric): item.value for item in judged}
+        figures: list[report_figures.Figure] = []
+        for task in self.tasks:
+            for photo in (photo for photo in self.photos if photo.key in shown[task.name]):
+                outputs = {model: self._picture(task, photo, model) for model in models}
+                notes = {model: _note(values, task.name, model, photo.key, names) for model in models}
+                low = self.shards.image(photo.split, photo.index, task.low)
+                truth = self.shards.image(photo.split, photo.index, task.high)
+                figures.append(report_figures.figure(task=task.name, key=photo.key, low=low, outputs=outputs, truth=truth, notes=notes))
+        return figures
+
+    def _picture(self, task: Task, photo: Photo, model: str) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        file = storage.join(self.folder, report.PICTURES, report.picture_name(task.name, photo.key, model))
+        return images.decode(storage.read_bytes(file), channels=self.shards.data.channels)
+
+
+def _computed(jobs: Sequence[Job], mapper: Mapper, what: str) -> dict[Job, list[Measurement]]:
+    """Results by job in the order given; what an earlier run finished is read, the rest computed, the longest first."""
+    found = {job: work.finished(job) for job in jobs}
+    missing = plan.longest_first(job for job, result in found.items() if result is None)
+    computed: dict[Job, list[Measurement]] = {}
+    with Progress(ROOM, what, total=len(found), unit="images", done=len(found) - len(missing)) as progress:
+        for job, result in zip(missing, mapper(missing, lambda job, _: progress.advance(note=job.name)), strict=True):
+            computed[job] = result
+    return {job: result if result is not None else computed[job] for job, result in found.items()}
+
+
+def _is_finished(folder: str) -> bool:
+    return storage.exists(storage.join(folder, report.MANIFEST))
+
+
+def _job_name(job: Job) -> str:
+    return job.name
+
+
+def _note(values: Mapping[tuple[str, str, str, str], float], task: str, model: str, key: str, names: Sequence[str]) -> str:
+    parts = [f"{name} {report.number(values[task, model, key, name])}" for name in names if (task, model, key, name) in values]
+    return ", ".join(parts)
+
+
+def _handed_on(bundles: str) -> list[tuple[str, str]]:
+    try:
+        return [(storage.absolute(str(entry["uri"])), str(entry["sha256"])) for entry in json.loads(bundles)]
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(
+            f"bundles {bundles[:80]!r}", 'a JSON list of {"uri": ..., "sha256": ...}', "pass the bundles of the train room"
+        ) from None
+
+
+def _stage(uri: str, sha256: str) -> Stage:
+    """The stage of a bundle, its chosen sampling included. The weights are verified where they are loaded."""
+    path = storage.join(uri, bundle.MANIFEST)
+    if not storage.exists(path):
+        raise BadInput(f"no {bundle.MANIFEST} in {uri}", "the folder of a finished bundle", "run train first")
+    got = storage.sha256(path)
+    if got != sha256:
+        raise BadInput(f"bundle {uri} with sha256 {got[:12]}", f"the one training handed on ({sha256[:12]})", "run train again")
+    manifest = storage.read_json(path)
+    stage = config.parse(Stage, manifest["stage"])
+    return stage.model_copy(update={"sampling": {**stage.sampling, **(manifest["sampling"] or {})}})
+
+
+def _shards(uri: str, sha256: str) -> ShardSet:
+    shards = ShardSet.open(uri)
+    if shards.manifest_sha256 != sha256:
+        raise BadInput(
+            f"ShardSet {uri} with sha256 {shards.manifest_sha256[:12]}", f"the one prepare handed on ({sha256[:12]})", "run prepare again"
+        )
+    return shards
+
+
+def _arguments(values: Mapping[str, Any]) -> list[str]:
+    """The command line of this room for a submitted job, which finds its Ray by RAY_ADDRESS."""
+    names = ("section", "scaling", "shards_uri", "shards_sha256", "bundles", "root", "mlflow_uri", "run_key", "mlflow_run_id")
+    return [part for name in names if values[name] for part in (f"--{name.replace('_', '-')}", str(values[name]))]
+
+
+def _local_copy(uri: str, name: str) -> Path:
+    """A local path of a report's file: itself, or a copy in the working folder."""
+    file = storage.join(uri, name)
+    if storage.is_local(file):
+        return storage.local_path(file)
+    copy = Path(f"{uri.rstrip('/').rpartition('/')[2]}-{name}").absolute()
+    copy.write_bytes(storage.read_bytes(file))
+    return copy
+
+
+def _result(done: EvalReport) -> EvaluateResult:
+    return EvaluateResult(done.uri, done.manifest_sha256, done.passed)

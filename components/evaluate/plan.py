@@ -1,0 +1,214 @@
+"""What has to be computed: tasks (stages and the cascade), photos, and one job per photo and model. Decides; computes nothing.
+
+A job runs a chain of stages once and hands out every output that some task asks for, so that no image is sampled twice: the first
+stage's output is at once that stage's result and the cascade's intermediate.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sr3_core import config
+from sr3_core.artifacts.report import CASCADE, OURS
+from sr3_core.artifacts.shardset import ShardSet
+from sr3_core.config import Evaluation, Plugin, Search, Stage
+from sr3_core.errors import BadInput
+
+NUM_PICTURED = 4  # images of a task whose outputs are kept and shown
+
+
+@dataclass(frozen=True)
+class Task:
+    """Stages ``first`` .. ``stop`` - 1, from true low images of ``low`` pixels to ``high`` pixels."""
+
+    name: str
+    first: int
+    stop: int
+    low: int
+    high: int
+
+    @property
+    def scale(self) -> int:
+        return self.high // self.low
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.low} -> {self.high}"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One image of the ShardSet. ``photo`` names the photo that it was cut from (its content hash)."""
+
+    split: str
+    index: int
+    key: str
+    photo: str
+    levels: tuple[int, ...]
+
+    def serves(self, task: Task) -> bool:
+        """Whether it has both the low image and the truth of ``task``."""
+        return task.low in self.levels and task.high in self.levels
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of one evaluation share; every field is plain, so that a job travels to any worker."""
+
+    folder: str
+    shards_uri: str
+    bundles: tuple[tuple[str, str], ...]  # (uri, sha256) in the order of the cascade
+    channels: int
+    degradation: str
+    seed: int
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photo through one model. ``sampling``: JSON of the options of every stage; None makes ``model`` a baseline.
+
+    ``metrics``: (name, JSON of options). ``pictured``: names of the tasks whose output is kept as a picture.
+    """
+
+    setting: Setting
+    photo: Photo
+    model: str
+    tasks: tuple[Task, ...]
+    sampling: tuple[str, ...] | None
+    metrics: tuple[tuple[str, str], ...]
+    pictured: tuple[str, ...] = ()
+
+    @property
+    def cost(self) -> float:
+        """Work in pixels through the network, roughly: what takes longest starts first."""
+        if self.sampling is None:
+            return float(sum(task.high**2 for task in self.tasks)) / 100
+        steps = [float(json.loads(options).get("steps", 1)) for options in self.sampling]
+        sides = {index: task.high for task in self.tasks for index in range(task.first, task.stop)}
+        return sum(side**2 * steps[index] for index, side in sides.items())
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} of {', '.join(task.name for task in self.tasks)} on {self.photo.key}"
+
+    def identity(self) -> str:
+        """16 hex digits: the same job in a repeated run has the same, wherever and however widely it runs."""
+        values = asdict(self)
+        for where_it_runs in ("threads", "device", "folder", "shards_uri"):
+            del values["setting"][where_it_runs]
+        values["setting"]["bundles"] = [sha256 for _, sha256 in self.setting.bundles]
+        return config.fingerprint(json.dumps(values, sort_keys=True))
+
+
+def tasks(stages: Sequence[Stage]) -> list[Task]:
+    """Each stage that has a low image, then the whole cascade where there is more than one. BadInput when there is nothing to compare."""
+    found = [Task(stage.name, index, index + 1, stage.low, stage.high) for index, stage in enumerate(stages) if stage.low is not None]
+    if not found:
+        raise BadInput("stages without a low image", "at least one super-resolution stage", "evaluate a recipe that has one")
+    if CASCADE in {task.name for task in found}:
+        raise BadInput(f"a stage named {CASCADE}", "any other name", "rename the stage")
+    if len(stages) > 1 and stages[0].low is not None:
+        found.append(Task(CASCADE, 0, len(stages), stages[0].low, stages[-1].high))
+    return found
+
+
+def photos(shards: ShardSet, split: str) -> list[Photo]:
+    """Every image of ``split``, in order."""
+    samples = [shards.sample(split, index) for index in range(shards.count(split))]
+    return [Photo(split, index, item.key, item.content_hash, tuple(sorted(item.members))) for index, item in enumerate(samples)]
+
+
+def search_jobs(
+    setting: Setting,
+    stages: Sequence[Stage],
+    every_task: Sequence[Task],
+    found: Sequence[Photo],
+    search: Search | None,
+    *,
+    judge: Plugin | None,
+) -> list[Job]:
+    """One job per stage, candidate and photo of the search's split, with the metric ``judge`` alone; none when there is no choice."""
+    if search is None or judge is None or len(search.candidates) < 2:
+        return []
+    jobs: list[Job] = []
+    for task in every_task:
+        if task.name == CASCADE:
+            continue
+        judged = [photo for photo in found if photo.serves(task)]
+        if not judged:
+            got = f"no image of split {search.split} with levels {task.low} and {task.high}"
+            raise BadInput(got, f"at least one, to choose the sampling of {task.name}", "add photos or require these levels of that split")
+        for candidate in _different(merged(stages[task.first], candidate) for candidate in search.candidates):
+            sampling = tuple(candidate if index == task.first else "{}" for index in range(len(stages)))
+            jobs += [Job(setting, photo, OURS, (task,), sampling, (as_text(judge),)) for photo in judged]
+    return jobs
+
+
+def baseline_jobs(setting: Setting, every_task: Sequence[Task], found: Sequence[Photo], evaluation: Evaluation) -> list[Job]:
+    """One job per photo and baseline for all tasks that the photo serves."""
+    shown = pictured(every_task, found)
+    metrics = tuple(as_text(plugin) for plugin in evaluation.metrics)
+    jobs: list[Job] = []
+    for photo in found:
+        served = tuple(task for task in every_task if photo.serves(task))
+        for name in evaluation.baselines if served else ():
+            jobs.append(Job(setting, photo, name, served, None, metrics, _shown(served, photo, shown)))
+    return jobs
+
+
+def model_jobs(
+    setting: Setting,
+    stages: Sequence[Stage],
+    every_task: Sequence[Task],
+    found: Sequence[Photo],
+    evaluation: Evaluation,
+    *,
+    chosen: Mapping[str, Mapping[str, Any]],
+) -> list[Job]:
+    """Ours and its variants: one job per photo, model and first stage of a chain."""
+    shown = pictured(every_task, found)
+    metrics = tuple(as_text(plugin) for plugin in evaluation.metrics)
+    jobs: list[Job] = []
+    for model, change in ((OURS, {}), *evaluation.variants.items()):
+        sampling = tuple(_json({**chosen.get(stage.name, {}), **change}) for stage in stages)
+        for photo in found:
+            for first in range(len(stages)):
+                served = tuple(task for task in every_task if task.first == first and photo.serves(task))
+                if served:
+                    jobs.append(Job(setting, photo, model, served, sampling, metrics, _shown(served, photo, shown)))
+    return jobs
+
+
+def pictured(every_task: Sequence[Task], found: Sequence[Photo]) -> dict[str, list[str]]:
+    """Keys of the images that the report shows, by task: the first few that serve it."""
+    return {task.name: [photo.key for photo in found if photo.serves(task)][:NUM_PICTURED] for task in every_task}
+
+
+def longest_first(jobs: Iterable[Job]) -> list[Job]:
+    """Jobs by falling cost: a long one that starts last would leave the other workers idle."""
+    return sorted(jobs, key=lambda job: -job.cost)
+
+
+def merged(stage: Stage, change: Mapping[str, Any]) -> str:
+    """The stage's sampling options with ``change`` on top, as JSON."""
+    return _json({**stage.sampling, **change})
+
+
+def as_text(plugin: Plugin) -> tuple[str, str]:
+    """A plug-in as (name, JSON of its options)."""
+    return plugin.name, _json(plugin.options)
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), sort_keys=True)
+
+
+def _different(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
+def _shown(served: Sequence[Task], photo: Photo, shown: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    return tuple(task.name for task in served if photo.key in shown[task.name])
