@@ -12,7 +12,10 @@ _REFUSED = {"python3": "KFP's local engine replaces the word python3 in every ar
 
 def check(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: str, run_key: str) -> None:
     """Everything, in the order of cost."""
+    from components.prepare import main as prepare
+
     refuse_text(recipe, root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key)
+    prepare.refuse_root_inside(root, recipe.data.options.get("uri"))
     storage.check_writable(root)
     check_disk(root)
     cluster.check(ray_address)

@@ -15,6 +15,7 @@ from typing import Any
 import kfp_server_api
 
 API = "/apis/v2beta1"
+CREATED = "2026-01-01T00:00:00Z"
 
 
 @dataclass
@@ -74,7 +75,7 @@ def serving() -> Iterator[Stub]:
                 self._answer(200, {"experiments": [{"experiment_id": f"e{i}", "display_name": e.display_name} for i, e in enumerate(stub.experiments)]})
             elif path.startswith(f"{API}/runs/r") and int(path.rpartition("r")[2]) < len(stub.runs):
                 index = int(path.rpartition("r")[2])
-                self._answer(200, {"run_id": f"r{index}", "display_name": stub.runs[index].display_name, "state": "PENDING"})
+                self._answer(200, {"run_id": f"r{index}", "display_name": stub.runs[index].display_name, "state": "PENDING", "created_at": CREATED})
             else:
                 self._answer(404, {"message": f"no {path}"})
 
