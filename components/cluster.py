@@ -8,13 +8,14 @@ import asyncio
 import hashlib
 import http.client
 import json
+import logging
 import os
 import socket
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,9 @@ def resolve(ray_address: str) -> str:
     """
     address = ray_address or os.environ.get("RAY_ADDRESS", "")
     if address.startswith("ray://"):
-        raise BadInput(f"ray address {address}", "HOST:PORT of a head, http://HOST:8265 for a submitted job, or none", "use the job address")
+        raise BadInput(
+            f"ray address {address}", "HOST:PORT of a head, http://HOST:8265 for a submitted job, or none", "use the job address"
+        )
     return address
 
 
@@ -82,7 +85,7 @@ def is_job_address(address: str) -> bool:
 
 
 def check(ray_address: str) -> None:
-    """What can be known before any work: an address answers (a job address as Ray does), a local Ray's socket paths fit. Raises BadInput."""
+    """What can be known before any work: an address answers (a job address as Ray does), a local Ray's socket paths fit; else BadInput."""
     address = resolve(ray_address)
     if is_job_address(address):
         _check_job_server(address)
@@ -101,7 +104,7 @@ def connect(
     gpus_per_worker: int = 0,
     dashboard: bool = False,
     room: str = "ray",
-) -> Iterator[Cluster]:
+) -> Generator[Cluster, None, None]:
     """Connect to Ray for the length of the block; a Ray started here ends with it.
 
     No address: a local Ray with max(workers, cores) CPUs, never one that happens to run on this machine. Ray Train wants
@@ -114,12 +117,18 @@ def connect(
     _same_code()
     address = resolve(ray_address)
     if is_job_address(address):
-        raise BadInput(f"ray address {address} to work on directly", "HOST:PORT of a head, or none", "run the room's command, which submits a job there")
+        raise BadInput(
+            f"ray address {address} to work on directly",
+            "HOST:PORT of a head, or none",
+            "run the room's command, which submits a job there",
+        )
     shared = ray.is_initialized()
     if not shared:
         _start(address, workers=workers, dashboard=dashboard)
     try:
-        yield _resources(address, shared=shared, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, room=room)
+        yield _resources(
+            address, shared=shared, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, room=room
+        )
     finally:
         if not shared:
             ray.shutdown()
@@ -142,6 +151,7 @@ def map_tasks(
     in order of completion. At most ``at_once`` tasks (None: as many as the CPUs take) are in flight.
     """
     import ray
+    from ray.exceptions import RayError
 
     limit = at_once or max(1, int(ray.cluster_resources().get("CPU", 1) // max(cpus_per_task, 1e-3)))
     remote = ray.remote(num_cpus=cpus_per_task, max_retries=0)(function)
@@ -157,7 +167,7 @@ def map_tasks(
             index, attempt = running.pop(done[0])
             try:
                 results[index] = ray.get(done[0])
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 cause = getattr(error, "cause", None) or error
                 if isinstance(cause, BadInput):
                     raise cause from None
@@ -188,9 +198,15 @@ def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fi
 
     try:
         client = JobSubmissionClient(address)
-        attempts = {job.submission_id: job.status for job in client.list_jobs() if (job.submission_id or "").startswith(f"sr3-{fingerprint}-")}
+        attempts = {
+            job.submission_id: job.status for job in client.list_jobs() if (job.submission_id or "").startswith(f"sr3-{fingerprint}-")
+        }
     except (ConnectionError, RuntimeError) as error:
-        raise BadInput(f"ray job address {address} does not answer ({_last_line(error)})", "the dashboard address of a Ray head", "check it and that the head runs") from None
+        raise BadInput(
+            f"ray job address {address} does not answer ({_last_line(error)})",
+            "the dashboard address of a Ray head",
+            "check it and that the head runs",
+        ) from None
     alive = [job for job, status in attempts.items() if not status.is_terminal()]
     if alive:
         job = str(alive[0])
@@ -244,7 +260,9 @@ def quieten() -> None:
 def _same_code() -> None:
     expected = os.environ.get(CODE_HASH_VARIABLE)
     if expected and expected != code_hash():
-        raise BadInput(f"code {code_hash()} on the cluster", f"the submitter's, {expected}", "run the cluster from the image of the same build")
+        raise BadInput(
+            f"code {code_hash()} on the cluster", f"the submitter's, {expected}", "run the cluster from the image of the same build"
+        )
 
 
 def _start(address: str, *, workers: int, dashboard: bool) -> None:
@@ -260,15 +278,19 @@ def _start(address: str, *, workers: int, dashboard: bool) -> None:
             num_cpus=max(workers, cores()),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=dashboard,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
         return
     if address != "auto":
         _check_answers(address)
     try:
-        ray.init(address=address, logging_level="ERROR")
+        ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BadInput(f"no Ray at {address} ({_last_line(error)})", "HOST:PORT of a running head", "check the address, or leave it out for a local Ray") from None
+        raise BadInput(
+            f"no Ray at {address} ({_last_line(error)})",
+            "HOST:PORT of a running head",
+            "check the address, or leave it out for a local Ray",
+        ) from None
 
 
 def _resources(address: str, *, shared: bool, workers: int, cpus_per_worker: int | None, gpus_per_worker: int, room: str) -> Cluster:
@@ -280,13 +302,15 @@ def _resources(address: str, *, shared: bool, workers: int, cpus_per_worker: int
     label = f"Ray at {address}" if address else "Ray already started by this process" if shared else "Ray of its own"
     have, need = f"{cpus} CPU, {gpus} GPU", f"{workers} workers x {each} CPU" + (f" x {gpus_per_worker} GPU" if gpus_per_worker else "")
     if workers * each > cpus or workers * gpus_per_worker > gpus:
-        raise BadInput(f"{need} on {label}", f"what is there: {have}", "lower scaling.workers or scaling.cpus_per_worker, or use a larger cluster")
+        raise BadInput(
+            f"{need} on {label}", f"what is there: {have}", "lower scaling.workers or scaling.cpus_per_worker, or use a larger cluster"
+        )
     say(room, f"{label}: {have}; {need}")
     return Cluster(address=address, cpus=cpus, gpus=gpus, cpus_per_worker=each)
 
 
 def _check_socket_path() -> None:
-    folder = os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform.startswith("linux") else tempfile.gettempdir())
+    folder = os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform.startswith("linux") else tempfile.gettempdir())  # noqa: S108 - Ray's own choice
     length = len(os.fsencode(folder + _SOCKET_BELOW_TEMP))
     if length > MAX_SOCKET_PATH_BYTES:
         allowed = f"at most {MAX_SOCKET_PATH_BYTES - len(_SOCKET_BELOW_TEMP)} bytes, so that a socket path fits"
@@ -304,7 +328,9 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
-        raise BadInput(f"no Ray at {address} ({error})", "HOST:PORT of a running head", "check the address, or leave it out for a local Ray") from None
+        raise BadInput(
+            f"no Ray at {address} ({error})", "HOST:PORT of a running head", "check the address, or leave it out for a local Ray"
+        ) from None
 
 
 def _check_job_server(address: str) -> None:

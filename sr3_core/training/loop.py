@@ -1,0 +1,262 @@
+"""THE training loop, for every family: set up or resume, then step until all images are seen. It knows no launcher and no family.
+
+Step k of the run sees the global sample indices [k B, (k + 1) B), B = global_batch. They are cut into micro-batches of the fixed
+size m; rank r of W takes the B / (m W) micro-batches after the r B / (m W)-th. So the union, and each micro-batch, is the same for
+any number of workers, and the position is one integer: images seen (DESIGN.md 3.5).
+"""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sr3_core import plugins
+from sr3_core.artifacts.shardset import ShardSet
+from sr3_core.config import Stage, Training
+from sr3_core.data.loader import Batch, MicroBatches
+from sr3_core.errors import BadInput, Failed
+from sr3_core.seeds import generator
+from sr3_core.training.state import CheckpointStore, TrainState, check_same_recipe
+from sr3_core.training.worker import Worker
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+class Batches(Protocol):
+    """What the loop needs of a loader; ``sr3_core.data.loader.MicroBatches`` is the one."""
+
+    def batch(self, first_index: int, count: int) -> Batch: ...
+
+    def prefetch(self, indices: Iterable[tuple[int, int]]) -> Iterator[Batch]: ...
+
+
+def train(
+    stage: Stage,
+    shards: ShardSet | None,
+    *,
+    worker: Worker,
+    checkpoints: CheckpointStore,
+    log: Log,
+    say: Callable[[str], None],
+    batches: Batches | None = None,
+) -> TrainState:
+    """Train ``stage`` on ``shards`` (or on ``batches``) until ``training.images`` are seen, from the newest checkpoint if there is one.
+
+    Every rank returns the final state. On rank 0 ``log(images_seen, metrics)`` is called every ``log_images`` and ``say(text)`` for
+    what a person should know. Raises BadInput for a batch that the workers cannot divide and for a checkpoint of another recipe,
+    Failed when the loss is not finite.
+    """
+    training = stage.training
+    accumulation = _accumulation(training, worker.world_size)
+    _set_determinism(training)
+    if batches is None:
+        if shards is None:
+            raise TypeError("train needs shards or batches")
+        batches = MicroBatches(shards, stage)
+    tell = say if worker.rank == 0 else _silent
+    state, objective, wrapped = _start(stage, batches, worker=worker, checkpoints=checkpoints, say=tell)
+    facts = {"stage": stage.model_dump(mode="json"), "environment": environment(worker)}
+    per_rank = accumulation * training.micro_batch
+    mine = (
+        (first + worker.rank * per_rank + slot * training.micro_batch, training.micro_batch)
+        for first in range(state.images_seen, training.images, training.global_batch)
+        for slot in range(accumulation)
+    )
+    clock, waited = time.monotonic(), 0.0
+    logged_at = state.images_seen
+    stream = iter(batches.prefetch(mine))
+    try:
+        while state.images_seen < training.images:
+            turn = objective.turns[state.images_seen // training.global_batch % len(objective.turns)]
+            micro_batches: list[Batch] = []
+            for _ in range(accumulation):
+                before = time.monotonic()
+                micro_batches.append(next(stream))
+                waited += time.monotonic() - before
+            metrics = _step(stage, state, objective, wrapped, turn=turn, micro_batches=micro_batches, worker=worker)
+            _add(state.window, metrics)
+            stop = worker.should_stop()
+            if state.images_seen % training.log_images == 0 or state.images_seen == training.images:
+                seconds = time.monotonic() - clock
+                line = {name: total / count for name, (total, count) in state.window.items()}
+                state.window = {}
+                line["images_per_second"] = (state.images_seen - logged_at) / seconds
+                line["data_wait_share"] = waited / seconds
+                if worker.rank == 0:
+                    log(state.images_seen, line)
+                clock, waited, logged_at = time.monotonic(), 0.0, state.images_seen
+            if stop or state.images_seen % training.checkpoint_images == 0 or state.images_seen == training.images:
+                if worker.rank == 0:
+                    checkpoints.save(state, facts)
+                worker.report(metrics, checkpoint=True)
+            if stop:
+                break
+    finally:
+        close = getattr(stream, "close", None)
+        if close is not None:
+            close()
+    return state
+
+
+def learning_rate(training: Training, images_seen: int) -> float:
+    """Learning rate of the step that starts at ``images_seen``: linear warm-up, then constant or a cosine to ``final`` x peak."""
+    schedule, peak = training.learning_rate, training.optimizer.learning_rate
+    if images_seen < schedule.warmup_images:
+        return peak * min(1.0, (images_seen + training.global_batch) / schedule.warmup_images)
+    if schedule.name == "constant":
+        return peak
+    progress = (images_seen - schedule.warmup_images) / max(1, training.images - schedule.warmup_images)
+    return peak * (schedule.final + (1.0 - schedule.final) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def environment(worker: Worker) -> dict[str, Any]:
+    """What a bit-equal resume needs to find unchanged."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "world_size": worker.world_size,
+        "device": worker.device.type,
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _accumulation(training: Training, world_size: int) -> int:
+    """Micro-batches per rank and step."""
+    if training.global_batch % (training.micro_batch * world_size):
+        got = f"global_batch {training.global_batch} with micro_batch {training.micro_batch} on {world_size} workers"
+        raise BadInput(got, "global_batch = micro_batch x workers x a whole number", "change training.global_batch or scaling.workers")
+    return training.global_batch // (training.micro_batch * world_size)
+
+
+def _start(
+    stage: Stage, batches: Batches, *, worker: Worker, checkpoints: CheckpointStore, say: Callable[[str], None]
+) -> tuple[TrainState, Any, dict[str, nn.Module]]:
+    """State (fresh or resumed), objective, and the players of all turns as the worker wraps them. Restart order: checkpoint, scratch."""
+    module = plugins.load("objectives", stage.objective.name)
+    checkpoint = worker.broadcast(checkpoints.latest() if worker.rank == 0 else None)
+    if checkpoint is not None:
+        check_same_recipe(checkpoint, stage)
+        measured = dict(checkpoint.manifest["measured"])
+    else:
+        measured = worker.broadcast(module.Objective.measure(stage, batches) if worker.rank == 0 else None)
+    objective = module.Objective(stage, measured)
+    players: dict[str, nn.Module] = {name: player.to(worker.device).train() for name, player in objective.players().items()}
+    state = TrainState.fresh(players, exported=objective.exported, measured=measured, stage=stage)
+    wrapped = {turn: worker.wrap(players[turn]) for turn in dict.fromkeys(objective.turns)}
+    if checkpoint is None:
+        say("starting from scratch")
+        return state, objective, wrapped
+    # DistributedDataParallel orders its buckets anew after its first backward; without this one the first step after a
+    # resume would add gradients up in another order than the uninterrupted run did
+    for turn in wrapped:
+        batch = batches.batch(worker.rank * stage.training.micro_batch, stage.training.micro_batch)
+        _backward(stage, state, objective, wrapped, turn=turn, batch=batch, share=1.0, worker=worker)
+        players[turn].zero_grad(set_to_none=True)
+    checkpoints.load(checkpoint, state)
+    say(f"resuming at {state.images_seen} of {stage.training.images} images")
+    then, now = checkpoint.manifest["environment"], environment(worker)
+    differing = [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
+    if differing:
+        say(f"the checkpoint was written with another environment ({', '.join(differing)}): the result will be equal only up to rounding")
+    return state, objective, wrapped
+
+
+def _step(
+    stage: Stage,
+    state: TrainState,
+    objective: Any,
+    wrapped: Mapping[str, nn.Module],
+    *,
+    turn: str,
+    micro_batches: list[Batch],
+    worker: Worker,
+) -> dict[str, float]:
+    """One optimizer step of ``turn``'s player; advances ``images_seen``. Returns the metrics' means over the global batch."""
+    training = stage.training
+    player, optimizer = state.players[turn], state.optimizers[turn]
+    rate = learning_rate(training, state.images_seen)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    totals: dict[str, float] = {}
+    share = 1.0 / len(micro_batches)
+    for position, batch in enumerate(micro_batches):
+        last = position == len(micro_batches) - 1
+        metrics = _backward(stage, state, objective, wrapped, turn=turn, batch=batch, share=share, worker=worker, sync=last)
+        for name, value in metrics.items():
+            totals[name] = totals.get(name, 0.0) + value * share
+    norm = torch.nn.utils.clip_grad_norm_(player.parameters(), training.clip_norm or math.inf)
+    means = _mean_over_workers(totals, worker)
+    gradient_norm = float(norm)
+    if not (math.isfinite(gradient_norm) and math.isfinite(means["loss"])):
+        place = f"stage {stage.name}, images {state.images_seen} to {state.images_seen + training.global_batch}, turn {turn}"
+        raise Failed(
+            f"{place}: loss {means['loss']}, gradient norm {gradient_norm}: not finite; lower the learning rate or the precision's range"
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    state.images_seen += training.global_batch
+    if turn == state.exported:
+        state.update_ema(stage)
+    prefix = "" if len(wrapped) == 1 else f"{turn}."
+    return {f"{prefix}{name}": value for name, value in {**means, "gradient_norm": gradient_norm, "learning_rate": rate}.items()}
+
+
+def _backward(
+    stage: Stage,
+    state: TrainState,
+    objective: Any,
+    wrapped: Mapping[str, nn.Module],
+    *,
+    turn: str,
+    batch: Batch,
+    share: float,
+    worker: Worker,
+    sync: bool = True,
+) -> dict[str, float]:
+    """Add ``share`` of the gradient of ``turn``'s loss on one micro-batch; the turn's own player alone learns."""
+    for name, player in state.players.items():
+        player.requires_grad_(name == turn)
+    players = {**state.players, turn: wrapped[turn]}
+    first = int(batch.sample_index[0])
+    # dropout is the one draw that is not keyed by sample: its generator starts anew for each micro-batch
+    torch.manual_seed(int(generator(stage.training.seed, "dropout", first).integers(2**63)))
+    batch = batch.to(worker.device)
+    half = stage.training.precision == "bfloat16"
+    context = worker.no_sync(wrapped[turn])
+    if sync:
+        with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=half):
+            loss, metrics = objective.loss(turn, players, batch)
+        (loss * share).backward()
+    else:
+        with context:
+            with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=half):
+                loss, metrics = objective.loss(turn, players, batch)
+            (loss * share).backward()
+    return {**metrics, "loss": float(loss.detach())}
+
+
+def _mean_over_workers(values: Mapping[str, float], worker: Worker) -> dict[str, float]:
+    """Means over ranks in float64; an objective gives the same names on every call."""
+    names = sorted(values)
+    stacked: Tensor = worker.all_reduce_mean(torch.tensor([values[name] for name in names], dtype=torch.float64, device=worker.device))
+    return dict(zip(names, stacked.tolist(), strict=True))
+
+
+def _add(window: dict[str, tuple[float, int]], metrics: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+        total, count = window.get(name, (0.0, 0))
+        window[name] = (total + value, count + 1)
+
+
+def _set_determinism(training: Training) -> None:
+    torch.use_deterministic_algorithms(training.deterministic)
+    torch.backends.cudnn.benchmark = not training.deterministic
+
+
+def _silent(text: str) -> None:
+    return None

@@ -1,0 +1,238 @@
+"""What training carries from step to step, and its checkpoints: safetensors and JSON, manifest last, verified, never a pickle."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sr3_core import config, storage
+from sr3_core.config import Stage
+from sr3_core.errors import BadInput, Failed
+
+SCHEMA_VERSION = 1
+MANIFEST = "state.json"
+_FILES = ("players.safetensors", "optimizers.safetensors", "ema.safetensors")
+_DIGITS = 12  # a checkpoint's folder is its images seen, so that names sort
+
+
+@dataclass
+class TrainState:
+    """Networks, optimizers (one per player), the averaged weights of the exported player, and the one position: images seen.
+
+    ``window`` holds (sum, count) of each metric since the last log line, so that a resumed run logs what an uninterrupted one logs.
+    """
+
+    players: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    exported: str
+    measured: dict[str, float]
+    ema: dict[str, Tensor]
+    images_seen: int = 0
+    window: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
+
+    @classmethod
+    def fresh(cls, players: dict[str, nn.Module], *, exported: str, measured: Mapping[str, float], stage: Stage) -> "TrainState":
+        """State before the first step; the average starts at the initial weights."""
+        ema = {name: tensor.detach().clone() for name, tensor in players[exported].state_dict().items()}
+        optimizers = {name: _optimizer(player, stage) for name, player in players.items()}
+        return cls(players=players, optimizers=optimizers, exported=exported, measured=dict(measured), ema=ema)
+
+    def update_ema(self, stage: Stage) -> None:
+        """After an optimizer step: ema <- decay x ema + (1 - decay) x weights; what is not floating point is copied."""
+        options = stage.training.ema
+        steps = self.images_seen // stage.training.global_batch
+        decay = min(options.decay, (1 + steps) / (10 + steps)) if options.warmup else options.decay
+        current = self.players[self.exported].state_dict()
+        names = [name for name, tensor in self.ema.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.ema[name] for name in names], [current[name] for name in names], 1.0 - decay)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        for name in self.ema.keys() - names:
+            self.ema[name].copy_(current[name])
+
+    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write the state into the local ``folder``, the manifest last; ``facts`` (stage, environment) become part of the manifest."""
+        players = {f"{player}/{name}": tensor for player, module in self.players.items() for name, tensor in module.state_dict().items()}
+        for name, tensors in zip(_FILES, (players, dict(self._optimizer_tensors()), self.ema), strict=True):
+            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, folder / name)
+        storage.write_json(
+            str(folder / MANIFEST),
+            {
+                **facts,
+                "schema": SCHEMA_VERSION,
+                "images_seen": self.images_seen,
+                "measured": self.measured,
+                "window": self.window,
+                "files": {name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in _FILES},
+            },
+        )
+
+    def load(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Take over the state saved in the local ``folder``, in place: wrapped players and their gradients stay what they are."""
+        players, optimizers, ema = (load_file(folder / name) for name in _FILES)
+        for player, module in self.players.items():
+            prefix = f"{player}/"
+            module.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in players.items() if key.startswith(prefix)})
+            self._load_optimizer(player, {key.removeprefix(prefix): tensor for key, tensor in optimizers.items() if key.startswith(prefix)})
+        for name, tensor in self.ema.items():
+            tensor.copy_(ema[name])
+        self.images_seen = int(manifest["images_seen"])
+        self.window = {name: (float(total), int(count)) for name, (total, count) in manifest["window"].items()}
+
+    def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for player, optimizer in self.optimizers.items():
+            for name, parameter in self.players[player].named_parameters():
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if not isinstance(value, Tensor):
+                        raise Failed(f"optimizer state {key} of {player}/{name} is {type(value).__name__}, only tensors can be saved")
+                    yield f"{player}/{name}/{key}", value
+
+    def _load_optimizer(self, player: str, tensors: Mapping[str, Tensor]) -> None:
+        optimizer = self.optimizers[player]
+        parameters = dict(self.players[player].named_parameters())
+        optimizer.state.clear()
+        for key, loaded in tensors.items():
+            name, _, entry = key.rpartition("/")
+            parameter = parameters[name]
+            # a moment has its parameter's memory layout: fused kernels walk both by address
+            value = (
+                torch.empty_like(parameter)
+                if loaded.shape == parameter.shape and parameter.dim()
+                else torch.empty_like(loaded, device=parameter.device)
+            )
+            optimizer.state[parameter][entry] = value.copy_(loaded)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found whole: its place and its manifest."""
+
+    uri: str
+    manifest: Mapping[str, Any]
+
+    @property
+    def images_seen(self) -> int:
+        return int(self.manifest["images_seen"])
+
+
+class CheckpointStore:
+    """Checkpoints of one run below ``uri`` (any storage), the newest ``keep`` of them. ``say`` tells the user what is unusual."""
+
+    def __init__(self, uri: str, *, keep: int, say: Callable[[str], None]) -> None:
+        self.uri, self.keep, self._say = storage.absolute(uri), keep, say
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint whose files all have their sha256, or None. A damaged one is named and the one before is taken.
+
+        Raises BadInput for a checkpoint of a newer schema, and when there are checkpoints but none is whole.
+        """
+        numbers = self._numbers()
+        for number in reversed(numbers):
+            checkpoint, damage = self._verified(number)
+            if checkpoint is not None:
+                return checkpoint
+            self._say(f"checkpoint at {number} images is damaged ({damage}); falling back to the one before")
+        if numbers:
+            raise BadInput(
+                f"only damaged checkpoints in {self.uri}", "one whole checkpoint, or none", "delete that folder to train from the start"
+            )
+        return None
+
+    def load(self, checkpoint: Checkpoint, state: TrainState) -> None:
+        """Fill ``state`` from ``checkpoint``; a remote one is copied to local scratch first."""
+        if storage.is_local(checkpoint.uri):
+            state.load(storage.local_path(checkpoint.uri), checkpoint.manifest)
+            return
+        with tempfile.TemporaryDirectory(prefix="sr3-checkpoint-") as scratch:
+            storage.download_folder(checkpoint.uri, Path(scratch))
+            for name, entry in checkpoint.manifest["files"].items():
+                if _sha256(Path(scratch, name)) != entry["sha256"]:
+                    raise Failed(f"{checkpoint.uri}/{name} changed while it was read")
+            state.load(Path(scratch), checkpoint.manifest)
+
+    def save(self, state: TrainState, facts: Mapping[str, Any]) -> Checkpoint:
+        """Write, read back and verify a checkpoint, then drop what is older than the newest ``keep``.
+
+        Raises Failed when it does not read back as written; older checkpoints are then still there.
+        """
+        number = state.images_seen
+        uri = self._place(number)
+        storage.remove(storage.join(uri, MANIFEST))  # a replayed or damaged one must not pass for whole while it is overwritten
+        with tempfile.TemporaryDirectory(prefix="sr3-checkpoint-") as scratch:
+            state.save(Path(scratch), facts)
+            storage.upload_folder(Path(scratch), uri, last=MANIFEST)
+        checkpoint, damage = self._verified(number)
+        if checkpoint is None:
+            raise Failed(f"checkpoint {uri} does not read back as it was written ({damage}); the one before is kept")
+        for old in self._numbers()[: -self.keep]:
+            storage.remove(storage.join(self._place(old), MANIFEST))
+            storage.remove(self._place(old), recursive=True)
+        return checkpoint
+
+    def _place(self, number: int) -> str:
+        return storage.join(self.uri, f"{number:0{_DIGITS}d}")
+
+    def _numbers(self) -> list[int]:
+        """Images seen of every checkpoint that has a manifest, ascending."""
+        found = [info.path_relative.split("/") for info in storage.list_files(self.uri, suffixes=(".json",))]
+        return sorted(int(parts[0]) for parts in found if len(parts) == 2 and parts[1] == MANIFEST and parts[0].isdigit())
+
+    def _verified(self, number: int) -> tuple[Checkpoint | None, str]:
+        uri = self._place(number)
+        try:
+            manifest = cast("dict[str, Any]", storage.read_json(storage.join(uri, MANIFEST)))
+            schema = manifest["schema"]
+            if schema > SCHEMA_VERSION:
+                raise _NewerSchema(schema)
+            for name, entry in manifest["files"].items():
+                size = storage.size(storage.join(uri, name))
+                if size != entry["bytes"]:
+                    return None, f"{name} has {size} of {entry['bytes']} bytes"
+                if storage.sha256(storage.join(uri, name)) != entry["sha256"]:
+                    return None, f"{name} has another sha256"
+        except _NewerSchema as error:
+            got = f"checkpoint {uri} of schema {error}"
+            raise BadInput(got, f"schema {SCHEMA_VERSION} or older", "use the version of the project that wrote it") from None
+        except (BadInput, FileNotFoundError, KeyError, TypeError, AttributeError) as error:
+            return None, f"{type(error).__name__}: {error}"
+        return Checkpoint(uri, manifest), ""
+
+
+class _NewerSchema(Exception):
+    pass
+
+
+def check_same_recipe(checkpoint: Checkpoint, stage: Stage) -> None:
+    """Raise BadInput that names the keys in which the checkpoint's stage section differs from ``stage``."""
+    there, here = (dict(_flat(values)) for values in (checkpoint.manifest["stage"], stage.model_dump(mode="json")))
+    differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    if differing:
+        listed = ", ".join(f"{key} ({there.get(key)!r} there, {here.get(key)!r} here)" for key in differing)
+        raise BadInput(
+            f"checkpoint {checkpoint.uri} of another recipe: {listed}",
+            "the recipe it was written with",
+            "restore the recipe or delete the folder",
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping):
+        for key, value in cast("Mapping[str, Any]", values).items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, values
+
+
+def _optimizer(player: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    options: config.Optimizer = stage.training.optimizer
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name]
+    return kind(player.parameters(), lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay, fused=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

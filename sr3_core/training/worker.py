@@ -1,0 +1,139 @@
+"""What the training loop sees of the world: one Worker of a group that steps together. The launchers (Ray, a test) make them."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+BUCKET_MEGABYTES = 25.0  # DistributedDataParallel's own default; its first bucket is 1 MB
+
+
+class Worker(Protocol):
+    """One of ``world_size`` workers. Every method but ``should_stop`` is collective: all ranks call it alike, in one order."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """``module`` whose backward averages gradients over the workers, or the module itself when there is one worker."""
+        ...
+
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Context in which the backward of a wrapped ``module`` adds up gradients without averaging them."""
+        ...
+
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        """Mean of ``tensor`` over the workers, on every worker; ``tensor`` itself may be overwritten."""
+        ...
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's ``value`` (None, numbers, strings, lists and dicts) on every worker."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait until every worker is here."""
+        ...
+
+    def report(self, metrics: Mapping[str, float], *, checkpoint: bool) -> None:
+        """Tell the launcher where the group stands; ``checkpoint``: one was just written and verified."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Whether to write a checkpoint and end after this step; every rank must get the same answer at the same step."""
+        ...
+
+
+class LocalWorker:
+    """The only worker, in this process. ``stop`` is asked after every step (a test's kill point)."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, device: torch.device | str = "cpu", *, stop: Callable[[], bool] = lambda: False) -> None:
+        self.device = torch.device(device)
+        self._stop = stop
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def barrier(self) -> None:
+        return None
+
+    def report(self, metrics: Mapping[str, float], *, checkpoint: bool) -> None:
+        return None
+
+    def should_stop(self) -> bool:
+        return self._stop()
+
+
+class DistributedWorker:
+    """A worker of the process group that stands already; the launcher made it and takes it down."""
+
+    def __init__(self, device: torch.device | str = "cpu", *, bucket_megabytes: float = BUCKET_MEGABYTES) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self.device = torch.device(device)
+        self._bucket_megabytes = bucket_megabytes
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        if self.world_size == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, bucket_cap_mb=self._bucket_megabytes, gradient_as_bucket_view=True)
+
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+            tensor /= self.world_size
+        return tensor
+
+    def broadcast(self, value: Any) -> Any:
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def report(self, metrics: Mapping[str, float], *, checkpoint: bool) -> None:
+        return None
+
+    def should_stop(self) -> bool:
+        return False
+
+
+class GlooWorker(DistributedWorker):
+    """A worker of plain processes that meet at the file ``meeting``: DistributedDataParallel without a launcher."""
+
+    def __init__(
+        self, meeting: Path, *, rank: int, world_size: int, bucket_megabytes: float = BUCKET_MEGABYTES, timeout_seconds: float = 120
+    ) -> None:
+        timeout = timedelta(seconds=timeout_seconds)
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size, timeout=timeout)
+        super().__init__("cpu", bucket_megabytes=bucket_megabytes)
+
+    def close(self) -> None:
+        """Leave the group."""
+        dist.destroy_process_group()
