@@ -28,7 +28,8 @@ __all__ = [
 EXPERIMENT = "sr3"
 JOURNAL = "mlflow-journal-"
 RUN_KEY, RECIPE, TASK, FINGERPRINT, PARENT = "sr3.run_key", "sr3.recipe", "sr3.task", "sr3.fingerprint", "mlflow.parentRunId"
-RETRY_SECONDS = 30.0  # how long a tracker that lost its server writes to the journal alone before it tries again
+RETRY_SECONDS = 60.0  # how long a tracker that lost its server writes to the journal alone before it tries again
+ANSWER_SECONDS, UPLOAD_SECONDS = 5, 60  # a server that hangs may hold a training up for that long once in RETRY_SECONDS
 _PARAM_CHARACTERS, _TAG_CHARACTERS, _KEY_CHARACTERS, _BATCH = 6000, 8000, 250, 100  # limits of mlflow.utils.validation
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -196,7 +197,7 @@ class MlflowTracker:
                 self.journal.append(entry)
                 return
             try:
-                _send(self.uri, entry)
+                self._send(entry)
             except Exception as error:
                 self._lost(error)
                 self.journal.append(entry)
@@ -210,7 +211,7 @@ class MlflowTracker:
         sent = 0
         try:
             for entry in self.journal.entries():
-                _send(self.uri, entry)
+                self._send(entry)
                 sent += 1
         except Exception as error:
             self._lost(error)
@@ -219,6 +220,10 @@ class MlflowTracker:
             self._lost_at = None
             say(self.task, f"MLflow at {self.uri} took the {sent} entries of the journal")
         return not len(self.journal)
+
+    def _send(self, entry: dict[str, Any]) -> None:
+        with patience(retries=0, seconds=ANSWER_SECONDS if entry["kind"] != "artifact" else UPLOAD_SECONDS):
+            _send(self.uri, entry)
 
     def _lost(self, error: Exception) -> None:
         if self._lost_at is None and not len(self.journal):

@@ -1,0 +1,87 @@
+"""The model card: what the model is, what it was made from, what was measured and where it ends. Text only; no torch, no mlflow."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sr3_core.artifacts.report import EvalReport, describe
+from sr3_core.config import Export, Stage
+
+SAMPLE_PHOTOS_LICENCE = (
+    "The photos come with sr3 and are CC0, CC-BY-4.0, MIT or public domain; author, title, source and licence of each stand in "
+    "sr3_core/data/sample_photos/ATTRIBUTION.md."
+)
+OWN_LICENCE = "The photos are the user's own; their licence is not known to sr3 and is not changed by it."
+
+
+def write(
+    *,
+    section: Export,
+    report: EvalReport,
+    stages: Sequence[Stage],
+    manifests: Sequence[Mapping[str, Any]],
+    data: Mapping[str, Any],
+    mlflow_uri: str,
+) -> str:
+    """Markdown. ``manifests`` are the bundles' in the order of ``stages``; ``data`` is {"source": name, "counts": {split: {level: n}}}."""
+    first, last = stages[0], stages[-1]
+    scale = last.high // (first.low or last.high)
+    lines = [
+        f"# {section.model}",
+        "",
+        f"Super-resolution x{scale} ({' -> '.join(str(size) for size in [first.low, *[stage.high for stage in stages]])} pixels) "
+        f"in {len(stages)} {'stage' if len(stages) == 1 else 'stages'}, by sr3: iterative refinement after SR3 (arXiv 2104.07636).",
+        "",
+        "## Stages",
+        "",
+        "| stage | pixels | network | parameters | images seen | chosen sampling |",
+        "|---|---|---|---|---|---|",
+        *[_stage_row(stage, manifest, report) for stage, manifest in zip(stages, manifests, strict=True)],
+        "",
+        "## Data",
+        "",
+        f"- source: {data.get('source', 'not known')}; images per split and level: {_counts(data)}",
+        f"- low images: each level is the next larger one resized by {report.content['degradation']}; another low image is another task",
+        f"- shards: manifest sha256 {report.content['shards']['sha256']}",
+        f"- {SAMPLE_PHOTOS_LICENCE if data.get('source') == 'sample_photos' else OWN_LICENCE}",
+        "",
+        f"## Measured on the held-out split {report.content['split']}",
+        "",
+        "```",
+        report.table(),
+        "```",
+        "",
+        *([*(f"- gate: {describe(verdict)}" for verdict in report.content["gate"]), ""] if report.content["gate"] else []),
+        f"Definitions, intervals, pictures: {report.page_uri}",
+        "",
+        "## Limits",
+        "",
+        "- Detail is invented: it is likely, not true. Do not read number plates, faces or text from it.",
+        "- Numbers above hold for photos like the held-out ones and for the n they are printed with.",
+        "- Input: 8-bit images of any size; above twice the area of training a network sees overlapping tiles.",
+        "",
+        "## Use",
+        "",
+        "```",
+        f"sr3 upscale photo.jpg -o big.png --model models:/{section.model}@{section.alias} --mlflow-uri '{mlflow_uri}'",
+        "```",
+        "```python",
+        "import mlflow",
+        f'mlflow.set_tracking_uri("{mlflow_uri}")',
+        f'model = mlflow.pyfunc.load_model("models:/{section.model}@{section.alias}")',
+        'large = model.predict(images, params={"seed": 0})  # uint8 (N, H, W, C) -> uint8 (N, scale x H, scale x W, C)',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _stage_row(stage: Stage, manifest: Mapping[str, Any], report: EvalReport) -> str:
+    sampling = ", ".join(f"{key} {value}" for key, value in {**stage.sampling, **report.sampling.get(stage.name, {})}.items())
+    seen = manifest["lineage"].get("images_seen", "?")
+    return f"| {stage.name} | {stage.low} -> {stage.high} | {stage.model.name} | {manifest['parameters']:,} | {seen} | {sampling} |"
+
+
+def _counts(data: Mapping[str, Any]) -> str:
+    counts: Mapping[str, Mapping[str, int]] = data.get("counts", {})
+    parts = [f"{split} " + ", ".join(f"{level}: {n}" for level, n in levels.items()) for split, levels in counts.items()]
+    return "; ".join(parts) or "not known"

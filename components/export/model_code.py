@@ -1,0 +1,41 @@
+"""The registered model as code (MLflow models-from-code): MLflow runs this file when it loads the model; nothing of it is pickled.
+
+sr3_core comes with the model (code_paths), the weights are its artifact ``bundle``. Nothing else of the project is imported here.
+"""
+
+from typing import Any
+
+import numpy as np
+
+
+def declare() -> None:
+    """Tell MLflow, which runs this file, what the model is."""
+    from mlflow.models import set_model
+    from mlflow.pyfunc import PythonModel
+
+    class RegisteredUpscaler(PythonModel):
+        """Images in, larger images out.
+
+        In: uint8 (N, H, W, C) array, or a list of uint8 (H, W, C) arrays (by ``unwrap_python_model()``: a signature takes arrays alone).
+        Out: uint8 (N, scale x H, scale x W, C), or a list when the input was one.
+        params: ``seed`` (>= 0), ``steps`` (0: the chosen number), ``sampler`` ("": the chosen one).
+        """
+
+        def load_context(self, context: Any) -> None:
+            """Load the bundle that travels with the model."""
+            from sr3_core.inference import load_model
+
+            self._model = load_model(context.artifacts["bundle"])
+
+        def predict(self, context, model_input, params=None):  # no type hints: MLflow would read a schema out of them
+            """Upscale each image; image i draws its noise from (seed, i)."""
+            params = params or {}
+            sampling = {key: params[key] for key in ("steps", "sampler") if params.get(key)}
+            seed = int(params.get("seed", 0))
+            made = [self._model.upscale(np.asarray(image), seed=seed, sample=index, **sampling) for index, image in enumerate(model_input)]
+            return made if isinstance(model_input, list) else np.stack(made)
+
+    set_model(RegisteredUpscaler())
+
+
+declare()

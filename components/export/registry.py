@@ -1,0 +1,150 @@
+"""The MLflow registry's side of export: log the bundle as a model, register it, try it in a fresh process, move the alias."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import sr3_core
+from sr3_core import tracking
+from sr3_core.errors import Failed
+from sr3_core.progress import say
+
+HERE = Path(__file__).parent
+FINGERPRINT, VERIFIED, ALIAS_SET = "sr3.fingerprint", "sr3.verified", "sr3.alias_set"
+LOAD_SECONDS = 600
+EXAMPLE_SIDE = 8
+# What the model's code imports outside the standard library; the versions are those it was tried with.
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pillow", "pydantic", "pyyaml", "fsspec", "safetensors")
+
+
+def find(client: Any, name: str, fingerprint: str) -> Any | None:
+    """The version of the registered model ``name`` that this fingerprint made, if there is one."""
+    found = client.search_model_versions(f"name = '{name}'")
+    return next((version for version in found if version.tags.get(FINGERPRINT) == fingerprint and version.status == "READY"), None)
+
+
+def register(
+    uri: str, *, run_id: str, name: str, bundle: Path, channels: int, scale: int, description: str, tags: Mapping[str, str]
+) -> str:
+    """Log ``bundle`` as a model of the run and make it a new version of ``name``; returns the version."""
+    client = tracking.client(uri)
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI"), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        with tempfile.TemporaryDirectory(prefix="sr3-code-") as folder, tracking.patience(retries=2, seconds=120):
+            code = _code_tree(Path(folder))
+            with mlflow.start_run(run_id=run_id):
+                logged = mlflow.pyfunc.log_model(
+                    name=name,
+                    python_model=str(HERE / "model_code.py"),
+                    artifacts={"bundle": str(bundle)},
+                    code_paths=[str(code)],
+                    pip_requirements=_requirements(),
+                    signature=_signature(channels),
+                    input_example=_example(channels),
+                    metadata={"scale": scale, "channels": channels},
+                )
+            _create_registered_model(client, name)
+            version = client.create_model_version(
+                name, source=logged.model_uri, run_id=run_id, tags=dict(tags), description=description, model_id=logged.model_id
+            )
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+    say("export", f"registered {name} version {version.version}")
+    return str(version.version)
+
+
+def verify(uri: str, name: str, version: str, *, channels: int, scale: int) -> None:
+    """Load the version in a fresh process that sees nothing of the repository; Failed unless an image of the right size comes back."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    model_uri = f"models:/{name}/{version}"
+    command = [sys.executable, "-P", str(HERE / "load_check.py"), model_uri, uri, str(EXAMPLE_SIDE), str(EXAMPLE_SIDE), str(channels)]
+    with tempfile.TemporaryDirectory(prefix="sr3-load-") as folder:
+        try:
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LOAD_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"{model_uri} did not load within {LOAD_SECONDS} s in a fresh process; its alias was not moved") from None
+    try:
+        result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise Failed(f"{model_uri} does not load in a fresh process ({reason}); its alias was not moved") from None
+    expected = [1, EXAMPLE_SIDE * scale, EXAMPLE_SIDE * scale, channels]
+    own = Path(sr3_core.__file__).resolve()
+    if result["shape"] != expected or result["dtype"] != "uint8" or Path(result["sr3_core"]).resolve() == own:
+        raise Failed(f"{model_uri} gave {result}, expected uint8 {expected} by its own code; its alias was not moved")
+    tracking.client(uri).set_model_version_tag(name, version, VERIFIED, "true")
+    say("export", f"{model_uri} loaded in a fresh process and made {expected[2]} x {expected[1]} pixels of {EXAMPLE_SIDE} x {EXAMPLE_SIDE}")
+
+
+def move_alias(uri: str, name: str, alias: str, version: str) -> None:
+    """Point ``alias`` at ``version``, once: an alias that somebody moved elsewhere afterwards (a rollback) stays there, aloud."""
+    client = tracking.client(uri)
+    now = client.get_registered_model(name).aliases.get(alias)
+    moved_before = client.get_model_version(name, version).tags.get(ALIAS_SET) == alias
+    if now is not None and str(now) == version:
+        say("export", f"models:/{name}@{alias} is version {version}")
+    elif now is not None and moved_before:
+        say("export", f"models:/{name}@{alias} was moved to version {now} since; left there")
+        return
+    else:
+        client.set_registered_model_alias(name, alias, version)
+        say("export", f"models:/{name}@{alias} is now version {version}" + (f", it was {now}" if now is not None else ""))
+    client.set_model_version_tag(name, version, ALIAS_SET, alias)
+
+
+def _create_registered_model(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _code_tree(folder: Path) -> Path:
+    """A copy of sr3_core's modules alone: its photos and recipes are no part of a model."""
+    source = Path(sr3_core.__file__).parent
+    for path in sorted(source.rglob("*.py")):
+        target = folder / "sr3_core" / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return folder / "sr3_core"
+
+
+def _requirements() -> list[str]:
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def _example(channels: int) -> Any:
+    import numpy as np
+
+    return np.zeros((1, EXAMPLE_SIDE, EXAMPLE_SIDE, channels), np.uint8)
+
+
+def _signature(channels: int) -> Any:
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, channels))])
+    params = ParamSchema(
+        [
+            ParamSpec("seed", DataType.long, 0),
+            ParamSpec("steps", DataType.long, 0),
+            ParamSpec("sampler", DataType.string, ""),
+        ]
+    )
+    return ModelSignature(inputs=images, outputs=images, params=params)
