@@ -15,6 +15,9 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _COUNT = re.compile(r"^(?P<what>.*?) (?P<done>\d+)/(?P<total>\d+) (?P<rest>.*)$")
 _FINISHED = re.compile(r"^(?P<task>\S+) finished in (?P<seconds>\d+) s$")
 _TASK_FAILED = re.compile(r"Task '.*' finished with status FAILURE")
+_TASK_STARTS = re.compile(r"Executing task '")
+_ENGINE = re.compile(r"^\[KFP Executor |^\d\d:\d\d:\d\d\.\d+ - |^-{20,}$")  # what the engine says about itself
+_ENGINE_BLOCK = ("Got executor_input:", "    }")  # its first and last line
 
 
 class Console(io.TextIOBase):
@@ -30,6 +33,7 @@ class Console(io.TextIOBase):
         self._recent: deque[str] = deque(maxlen=TAIL_LINES)
         self._failure: list[str] = []
         self._bar_open = False
+        self._in_block = False
 
     def writable(self) -> bool:
         return True
@@ -41,7 +45,8 @@ class Console(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        self._log.flush()
+        if not self._log.closed:
+            self._log.flush()
 
     def say(self, text: str) -> None:
         """A line of the run itself: to the log and the console."""
@@ -54,8 +59,7 @@ class Console(io.TextIOBase):
 
     def close(self) -> None:
         self._end_bar()
-        if not self.closed:
-            self._log.close()
+        self._log.close()
         super().close()
 
     def _line(self, line: str) -> None:
@@ -63,6 +67,8 @@ class Console(io.TextIOBase):
         text = line.strip()
         if _TASK_FAILED.search(text) and not self._failure:
             self._failure = list(self._recent)
+        if _TASK_STARTS.search(text):
+            self._recent.clear()
         if text.startswith(PREFIX):
             said = text.removeprefix(PREFIX)
             if found := _FINISHED.match(said):
@@ -75,7 +81,11 @@ class Console(io.TextIOBase):
     def _keep(self, line: str) -> None:
         self._log.write(line + "\n")
         self._log.flush()
-        if line.strip():
+        if _ENGINE_BLOCK[0] in line:
+            self._in_block = True
+        elif self._in_block:
+            self._in_block = line != _ENGINE_BLOCK[1]
+        elif line.strip() and not _ENGINE.search(line.strip()):
             self._recent.append(line.strip())
 
     def _show(self, text: str) -> None:
@@ -107,4 +117,4 @@ class Console(io.TextIOBase):
 
 def error(text: str) -> None:
     """One line for what went wrong, on stderr."""
-    print(f"sr3: {text}", file=sys.__stderr__, flush=True)
+    print(f"sr3: {_COLOUR.sub('', text)}", file=sys.__stderr__, flush=True)

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,8 @@ def _run_engine(recipe: config.Recipe, place: Place) -> None:
     workspace = Path.cwd() / "kfp-workspace"  # the engine deletes it after every run
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(_local(place, ".kfp")), workspace_root=str(workspace))
     pipeline = dag.build(recipe, on_server=False)
-    with _plain_interpreter():
+    with _plain_interpreter(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"kfp\.local\..*")  # images and display names mean nothing here: known
         pipeline(root=place.root, mlflow_uri=place.mlflow_uri, run_key=place.run_key, ray_address=place.ray_address)
 
 
@@ -184,7 +186,7 @@ def _close(place: Place, tasks: list[str], screen: console.Console, failure: str
     code = found[0]["exit"] if found else EXIT_FAILED
     if code != EXIT_BAD_INPUT:
         for line in screen.tail():
-            screen.say(f"| {line}")
+            screen.say(f"  | {line}")
     for line in [recorded["line"] for recorded in found] or [failure]:
         console.error(line)
     return code

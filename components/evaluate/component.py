@@ -23,10 +23,11 @@ def evaluate(
 ) -> NamedTuple("Evaluated", [("report_uri", str), ("report_sha256", str), ("passed", bool)]):
     """Stages, cascade and baselines are measured on held-out photos and become an EvalReport."""
     from components import entry
-    from components.evaluate import main
-    from sr3_core.artifacts.report import EvalReport
 
     with entry.guard("evaluate", root=root, run_key=run_key, job_id=job_id):
+        from components.evaluate import main
+        from sr3_core.artifacts.report import EvalReport
+
         result = main.run(
             section=section,
             scaling=scaling,

@@ -21,9 +21,10 @@ def export(
 ) -> NamedTuple("Exported", [("model_uri", str), ("version", str)]):
     """The gate, the cascade bundle and the registered model."""
     from components import entry
-    from components.export import main
 
     with entry.guard("export", root=root, run_key=run_key, job_id=job_id):
+        from components.export import main
+
         return main.run(
             section=section,
             scaling=scaling,
@@ -42,7 +43,8 @@ def export(
 def finish(root: str, mlflow_uri: str, run_key: str, job_id: str, status: dsl.PipelineTaskFinalStatus):
     """Exit task of the pipeline: marks the parent MLflow run FAILED when a room failed; runs whether or not they succeeded."""
     from components import entry
-    from components.export import finish as work
 
     with entry.guard("finish", root=root, run_key=run_key, job_id=job_id):
+        from components.export import finish as work
+
         work.run(mlflow_uri=mlflow_uri, run_key=run_key, state=status.state)

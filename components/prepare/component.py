@@ -19,9 +19,10 @@ def prepare(
 ) -> NamedTuple("Prepared", [("shards_uri", str), ("shards_sha256", str), ("mlflow_run_id", str)]):
     """Images from anywhere become a ShardSet; opens the MLflow run of the whole pipeline."""
     from components import entry
-    from components.prepare import main
 
     with entry.guard("prepare", root=root, run_key=run_key, job_id=job_id):
+        from components.prepare import main
+
         result = main.run(
             section=section, scaling=scaling, recipe_name=recipe_name, root=root, mlflow_uri=mlflow_uri, run_key=run_key, ray_address=ray_address
         )

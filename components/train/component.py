@@ -22,9 +22,10 @@ def train(
 ) -> NamedTuple("Trained", [("bundle_uri", str), ("bundle_sha256", str)]):
     """One stage of the cascade is trained to a ModelBundle."""
     from components import entry
-    from components.train import main
 
     with entry.guard(f"train-{stage}", root=root, run_key=run_key, job_id=job_id):
+        from components.train import main
+
         result = main.run(
             section=section,
             scaling=scaling,
