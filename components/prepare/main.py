@@ -1,7 +1,6 @@
 """The prepare room's work: source -> ShardSet under ``<root>/shards/<fingerprint>``, its shards mapped over Ray. No torch."""
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -46,10 +45,18 @@ def run(
     storage.check_writable(root)
     uri = storage.join(root, "shards", mark)
     parent = tracking.open_parent(mlflow_uri, run_key, recipe_name)
+    address = cluster.resolve(ray_address)
+    if cluster.is_job_address(address) and not storage.exists(storage.join(uri, MANIFEST)):
+        place = {"root": root, "mlflow_uri": mlflow_uri, "run_key": run_key, "recipe_name": recipe_name}
+        arguments = {"section": data.canonical_json(), "scaling": scale.canonical_json(), **place}
+        given = [text for name, value in arguments.items() for text in (f"--{name.replace('_', '-')}", value)]
+        cluster.submit_and_follow(address, "components.prepare", given, fingerprint=mark)
+        made = ShardSet.open(uri)
+        return PrepareResult(made.uri, made.manifest_sha256, parent)
     with tracking.child(mlflow_uri, parent, ROOM, mark) as tracker:
         made = _finished(uri)
         if made is None:
-            with lease(uri, task=ROOM) as held, cluster.connect(ray_address, workers=1, cpus_per_worker=1, room=ROOM):
+            with lease(uri, task=ROOM) as held, cluster.connect(address, workers=1, cpus_per_worker=1, room=ROOM):
                 examples = source.examples(options)
                 made = shards.build(uri, data, examples, fingerprint=mark, held=held, mapper=_over_ray)
             say(ROOM, f"{_counts(made)} -> {uri}")
@@ -113,7 +120,8 @@ def _name(item: object) -> str:
 
 def _counts(made: ShardSet) -> str:
     parts: list[str] = []
-    for split, levels in made.manifest["counts"].items():
+    for split in config.SPLITS:
+        levels = made.manifest["counts"][split]
         levels_text = ", ".join(f"{count} at {level}" for level, count in levels.items())
         parts.append(f"{split} {made.count(split)} ({levels_text})")
     rejected: dict[str, int] = made.manifest["rejected"]
@@ -128,16 +136,3 @@ def _numbers(made: ShardSet) -> dict[str, float]:
     rejected = {f"rejected/{reason}": count for reason, count in made.manifest["rejected"].items()}
     size = sum(shard["bytes"] for shard in made.manifest["shards"])
     return {**numbers, **rejected, "accepted": made.manifest["accepted"], "shards": len(made.manifest["shards"]), "bytes": size}
-
-
-def section_of(recipe_or_section: str, overrides: Sequence[str] = ()) -> tuple[str, str, str]:
-    """(section, scaling, recipe name) of a recipe by name or path; a JSON section (starts with "{") is taken as it is."""
-    if recipe_or_section.lstrip().startswith("{"):
-        if overrides:
-            raise BadInput("--set with a JSON section", "--set with a recipe", "change the section itself")
-        return recipe_or_section, config.parse(Scaling, {}).canonical_json(), ROOM
-    recipe = config.load(recipe_or_section, overrides)
-    uri = recipe.data.options.get("uri")
-    options = {**recipe.data.options, "uri": storage.absolute(uri)} if isinstance(uri, str) else recipe.data.options
-    section = json.dumps({**recipe.data.model_dump(mode="json"), "options": options}, sort_keys=True)
-    return section, recipe.scaling.canonical_json(), recipe.name
