@@ -164,6 +164,7 @@ def _read(data: bytes) -> tuple[Header, Image.Image]:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         width, height = image.size
         turned = image.getexif().get(_EXIF_ORIENTATION, 1)
+        frames = cast(int, getattr(image, "n_frames", 1))
     except Image.UnidentifiedImageError:
         raise BadImage("not an image", f"none of {', '.join(_FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -174,7 +175,6 @@ def _read(data: bytes) -> tuple[Header, Image.Image]:
         raise BadImage("too many pixels", f"{width} x {height}; allowed: {MAX_PIXELS}")
     if turned in (5, 6, 7, 8):
         width, height = height, width
-    frames = cast(int, getattr(image, "n_frames", 1))
     return Header(image.format or "", image.mode, height, width, turned in (0, 1), frames), image
 
 
