@@ -1,5 +1,6 @@
 """What can be checked before any work: the recipe's plug-ins and options, the source, root, MLflow, Ray, disk and paths. Raises BadInput."""
 
+import re
 import shutil
 
 from components import cluster
@@ -7,6 +8,7 @@ from sr3_core import config, plugins, storage, tracking
 from sr3_core.errors import BadInput
 
 FREE_BYTES = 1024**3
+_RUN_KEY = re.compile(r"[A-Za-z0-9][\w.:-]{0,199}", re.ASCII)  # it names a folder and an MLflow tag
 _REFUSED = {"python3": "KFP's local engine replaces the word python3 in every argument", "{{": "KFP takes {{ for a placeholder", '"': "it ends a JSON string"}
 
 
@@ -31,6 +33,8 @@ def refuse_text(recipe: config.Recipe, **parameters: str) -> None:
         for text, reason in _REFUSED.items():
             if text in value:
                 raise BadInput(f"{name} {value!r} contains {text}", f"values without it ({reason})", "choose another path or value")
+    if (key := parameters.get("run_key")) and not _RUN_KEY.fullmatch(key):
+        raise BadInput(f"run_key {key!r}", "a letter or digit, then up to 199 letters, digits and . _ : -", "choose another run_key")
     for section in (recipe.data, *recipe.stages, recipe.evaluation, recipe.export):
         for text in ("python3", "{{"):
             if text in section.canonical_json():
