@@ -1,9 +1,5 @@
-"""Small ShardSets on disk, in the layout that sr3_core/artifacts/shardset.py documents."""
+"""Small ShardSets on disk, written as prepare writes them."""
 
-import hashlib
-import io
-import json
-import tarfile
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +7,10 @@ import numpy as np
 import pytest
 
 from sr3_core import images
-from sr3_core.artifacts.shardset import MANIFEST, SCHEMA_VERSION, ShardSet
+from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Data
+from sr3_core.data.shards import build
+from sr3_core.data.sources._base import Example
 
 Photo = np.ndarray[Any, np.dtype[np.uint8]]
 Write = Callable[..., ShardSet]
@@ -27,35 +25,24 @@ def noise_photo(side: int, seed: int) -> Photo:
 
 @pytest.fixture(scope="session")
 def write_shards(tmp_path_factory: pytest.TempPathFactory) -> Write:
-    """``write({key: photo}, levels, labels={key: label})`` -> a ShardSet of one train shard; a photo lacks the levels above its side."""
+    """``write({key: photo}, levels, labels={key: label})``: a ShardSet; a photo lacks the levels above its side."""
 
     def write(photos: dict[str, Photo], levels: tuple[int, ...], labels: dict[str, int] | None = None) -> ShardSet:
         folder = tmp_path_factory.mktemp("shards")
-        name, members = "train/000000.tar", []
-        (folder / "train").mkdir()
-        with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, photo in photos.items():
-                placed = {}
-                for level in (level for level in levels if level <= photo.shape[0]):
-                    data = images.encode(np.asarray(images.resize(photo, (level, level), "bicubic"), dtype=np.uint8))
-                    info = tarfile.TarInfo(f"{key}.{level}.png")
-                    info.size = len(data)
-                    placed[str(level)] = [tar.offset + tarfile.BLOCKSIZE, len(data), "png"]
-                    tar.addfile(info, io.BytesIO(data))
-                facts = {"label": (labels or {}).get(key), "source": key, "original_size": list(photo.shape[:2])}
-                members.append({"key": key, "levels": placed, "content_hash": hashlib.sha256(photo.tobytes()).hexdigest(), **facts})
-        content = (folder / name).read_bytes()
-        shard = {
-            "name": name,
-            "split": "train",
-            "samples": len(photos),
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
-        section = Data(source="folder", levels=levels).model_dump(mode="json")
-        manifest = {"schema": SCHEMA_VERSION, "section": section, "fingerprint": "0" * 16, "shards": [{**shard, "members": members}]}
-        (folder / MANIFEST).write_text(json.dumps({**manifest, "counts": {}, "rejected": {}, "accepted": len(photos)}))
-        return ShardSet.open(str(folder))
+        examples = []
+        for key, photo in photos.items():
+            path = folder / f"{key}.png"
+            path.write_bytes(images.encode(photo))
+            examples.append(Example(key=key, uri=str(path), split="train", label=(labels or {}).get(key)))
+        data = Data.model_validate(
+            {
+                "source": "folder",
+                "split": {"by": "published", "minimum": {"train": 1, "val": 0, "test": 0}},
+                "levels": levels,
+                "required_levels": {"train": levels[:2]},
+            }
+        )
+        return build(str(folder / "out"), data, examples, fingerprint="test")
 
     return write
 
