@@ -44,12 +44,14 @@ def find_model(model: str, *, mlflow_uri: str, root: str, stage: str) -> inferen
         if not uri:
             missed.append(f"{name} (not set)")
             continue
+        uri = tracking_uri.absolute(uri)
+        if uri.startswith(tracking_uri.SQLITE) and not Path(uri.removeprefix(tracking_uri.SQLITE)).exists():
+            missed.append(f"{name} {uri} (no such file)")  # mlflow would make an empty one
+            continue
         try:
-            return inference.load_model(model, mlflow_uri=tracking_uri.absolute(uri), stage=stage)
+            return inference.load_model(model, mlflow_uri=uri, stage=stage)
         except BadInput as error:
-            missed.append(f"{name} {uri}")
-            if uri == mlflow_uri:
-                raise BadInput(f"no {model} at {uri} ({error.got})", "an MLflow that holds the model", "run sr3 run demo, or name --model FOLDER") from None
+            missed.append(f"{name} {uri} ({error.got})")
     raise BadInput(f"no {model} at {', '.join(missed)}", "a registered model at one of these", "run sr3 run demo, or name --mlflow-uri or --model FOLDER")
 
 
