@@ -51,8 +51,8 @@ class Split(Section):
     """How photos are divided: as the source publishes it, or by content hash into the shares given."""
 
     by: Literal["published", "content_hash"] = "content_hash"
-    val: float = Field(0.1, ge=0, lt=1)
-    test: float = Field(0.1, ge=0, lt=1)
+    val: float = Field(default=0.1, ge=0, lt=1)
+    test: float = Field(default=0.1, ge=0, lt=1)
     minimum: dict[SplitName, int] = {"train": 1, "val": 1, "test": 1}
 
 
@@ -60,7 +60,7 @@ class Codec(Section):
     """How a level is stored. A low image is always lossless; JPEG is for the largest level alone."""
 
     format: Literal["png", "jpeg"] = "png"
-    quality: int = Field(95, ge=1, le=100)
+    quality: int = Field(default=95, ge=1, le=100)
 
 
 class Data(Section):
@@ -74,9 +74,9 @@ class Data(Section):
     fit: Literal["crop", "resize", "tiles"] = "crop"
     degradation: Literal["bicubic", "box", "lanczos"] = "bicubic"
     codec: Codec = Codec()
-    channels: int = Field(3, ge=1, le=64)
-    shard_samples: int = Field(8, ge=1)
-    max_rejected_share: float = Field(0.2, ge=0, le=1)
+    channels: int = Field(default=3, ge=1, le=64)
+    shard_samples: int = Field(default=8, ge=1)
+    max_rejected_share: float = Field(default=0.2, ge=0, le=1)
 
     @model_validator(mode="after")
     def _levels_fit(self) -> "Data":
@@ -94,23 +94,23 @@ class Data(Section):
 
 class Optimizer(Section):
     name: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
 
 
 class LearningRate(Section):
     """Shape of the learning rate over images seen: linear warm-up, then constant or cosine down to ``final`` of the peak."""
 
     name: Literal["constant", "cosine"] = "constant"
-    warmup_images: int = Field(0, ge=0)
-    final: float = Field(0.0, ge=0, le=1)
+    warmup_images: int = Field(default=0, ge=0)
+    final: float = Field(default=0.0, ge=0, le=1)
 
 
 class Ema(Section):
     """Exponential moving average of the weights; with ``warmup`` the decay is min(decay, (1 + steps) / (10 + steps))."""
 
-    decay: float = Field(0.9999, ge=0, lt=1)
+    decay: float = Field(default=0.9999, ge=0, lt=1)
     warmup: bool = True
 
 
@@ -119,7 +119,7 @@ class Augment(Section):
 
     flip: bool = True
     rotate90: bool = False
-    zoom: float = Field(1.0, ge=1)
+    zoom: float = Field(default=1.0, ge=1)
 
 
 class Training(Section):
@@ -128,18 +128,18 @@ class Training(Section):
     images: int = Field(gt=0)
     global_batch: int = Field(gt=0)
     micro_batch: int = Field(gt=0)
-    crop: int | None = Field(None, gt=0)
+    crop: int | None = Field(default=None, gt=0)
     augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
     learning_rate: LearningRate = LearningRate()
-    clip_norm: float | None = Field(1.0, gt=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
     ema: Ema = Ema()
     precision: Literal["float32", "bfloat16"] = "float32"
     deterministic: bool = False
     checkpoint_images: int = Field(gt=0)
     log_images: int = Field(gt=0)
-    keep_checkpoints: int = Field(2, ge=1)
-    seed: int = Field(0, ge=0)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _divides(self) -> "Training":
@@ -155,9 +155,9 @@ class Stage(Section):
     """One model of the cascade, the train room's section: ``low`` -> ``high`` pixels (``low`` null: unconditional)."""
 
     name: str = Field(pattern=_NAME)
-    low: int | None = Field(None, gt=0)
+    low: int | None = Field(default=None, gt=0)
     high: int = Field(gt=0)
-    channels: int = Field(3, ge=1, le=64)
+    channels: int = Field(default=3, ge=1, le=64)
     model: Plugin
     objective: Plugin
     training: Training
@@ -209,7 +209,7 @@ class Evaluation(Section):
     search: Search | None = None
     variants: dict[str, dict[str, Any]] = {}
     gate: tuple[Rule, ...] = ()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
     @field_validator("metrics", mode="before")
     @classmethod
@@ -221,15 +221,15 @@ class Export(Section):
     """The export room's section: the registered model's name and the alias that a passing version receives."""
 
     model: str = Field(pattern=_NAME)
-    alias: str = Field("champion", pattern=_NAME)
+    alias: str = Field(default="champion", pattern=_NAME)
 
 
 class Scaling(Section):
     """Where and how widely a run works; it changes no result and is in no fingerprint."""
 
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     accelerator: Literal["cpu", "gpu"] = "cpu"
-    cpus_per_worker: int | None = Field(None, ge=1)
+    cpus_per_worker: int | None = Field(default=None, ge=1)
 
 
 class Recipe(Section):
@@ -346,11 +346,12 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-    twice = {str(key) for key in keys if keys.count(key) > 1}
+    written = [key.value for key, _ in node.value]
+    twice = {str(key) for key in written if written.count(key) > 1}
     if twice:
         raise yaml.constructor.ConstructorError(None, None, f"key given twice: {', '.join(sorted(twice))}", node.start_mark)
-    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}  # type: ignore[no-untyped-call]
+    loader.flatten_mapping(node)  # '<<: *anchor' first, so that what is written wins
+    return {loader.construct_object(key, deep=True): loader.construct_object(value, deep=True) for key, value in node.value}  # type: ignore[no-untyped-call]
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -19,9 +19,9 @@ class Schedule(Section):
     """A training table of T betas; ``linear`` from ``start`` to ``end`` (SR3 in its public codes: 1e-6 -> 1e-2, T = 2000)."""
 
     name: Literal["linear"] = "linear"
-    start: float = Field(1e-6, gt=0, lt=1)
-    end: float = Field(1e-2, gt=0, lt=1)
-    steps: int = Field(2000, ge=2)
+    start: float = Field(default=1e-6, gt=0, lt=1)
+    end: float = Field(default=1e-2, gt=0, lt=1)
+    steps: int = Field(default=2000, ge=2)
 
     def gammas(self) -> Array:
         """(T + 1,) descending: 1 followed by the cumulative products of 1 - beta."""

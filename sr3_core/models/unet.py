@@ -24,18 +24,18 @@ class Options(Section):
     ``fed`` is what the noise embedding sees: gamma, sqrt(gamma), or log-SNR clamped to [-10, 10]; it is multiplied by ``embedding_scale``.
     """
 
-    channels: int = Field(128, ge=4)
-    multipliers: tuple[int, ...] = Field((1, 2, 4, 8, 8), min_length=1)
-    blocks: int = Field(3, ge=1)
+    channels: int = Field(default=128, ge=4)
+    multipliers: tuple[int, ...] = Field(default=(1, 2, 4, 8, 8), min_length=1)
+    blocks: int = Field(default=3, ge=1)
     attention_factors: tuple[int, ...] = ()
     middle_attention: bool = True
-    heads: int = Field(1, ge=1)
+    heads: int = Field(default=1, ge=1)
     noise_conditioning: Literal["additive", "affine"] = "additive"
     fed: Literal["gamma", "sqrt_gamma", "log_snr"] = "gamma"
-    embedding_scale: float = Field(1000.0, gt=0)
-    skip_scale: float = Field(1.0 / math.sqrt(2.0), gt=0, le=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    stem: int = Field(1, ge=1)
+    embedding_scale: float = Field(default=1000.0, gt=0)
+    skip_scale: float = Field(default=1.0 / math.sqrt(2.0), gt=0, le=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    stem: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _divides(self) -> "Options":

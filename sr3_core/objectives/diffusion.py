@@ -31,10 +31,10 @@ class Options(Section):
 
     prediction: process.Prediction = "eps"
     target: Literal["image", "residual"] = "image"
-    residual_scale: float | None = Field(None, gt=0)
+    residual_scale: float | None = Field(default=None, gt=0)
     levels: schedules.Levels = schedules.Levels()
     loss: Literal["l1", "l2"] = "l1"
-    min_snr: float | None = Field(None, gt=0)
+    min_snr: float | None = Field(default=None, gt=0)
 
 
 class Sampling(Section):
@@ -44,14 +44,14 @@ class Sampling(Section):
     """
 
     sampler: Literal["ancestral", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "unipc", "heun"] = "ancestral"
-    steps: int = Field(100, ge=1)
+    steps: int = Field(default=100, ge=1)
     grid: Literal["time", "log_snr"] = "time"
     start: float | None = None
     end: float | None = None
     order: Literal[1, 2] = 2
-    eta: float = Field(0.0, ge=0, le=1)
+    eta: float = Field(default=0.0, ge=0, le=1)
     posterior_variance: bool = False
-    projection: int = Field(0, ge=0)
+    projection: int = Field(default=0, ge=0)
     clip: bool = True
 
 
