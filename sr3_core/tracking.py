@@ -1,11 +1,12 @@
 """What a run tells MLflow: one parent run per pipeline run, one child per room. The only importer of mlflow besides components/export.
 
 mlflow is imported inside functions: it costs seconds and no room needs it before its first line. Every call names the tracking
-URI; nothing here reads or sets mlflow's global one.
+URI; mlflow's global one is set inside ``current`` alone.
 """
 
 import fcntl
 import json
+import os
 import re
 import threading
 import time
@@ -21,8 +22,8 @@ from sr3_core.progress import say
 from sr3_core.tracking_uri import SQLITE, absolute, check_sqlite, default_uri, patience, quiet, ui_command
 
 __all__ = [
-    "MlflowTracker", "Tracker", "absolute", "check", "child", "client", "close_parent", "default_uri", "download", "experiment_id",
-    "find_parent", "open_parent", "patience", "quiet", "ui_command", "upload_left_behind",
+    "MlflowTracker", "Tracker", "absolute", "check", "child", "client", "close_parent", "current", "default_uri", "download",
+    "experiment_id", "find_parent", "open_parent", "patience", "quiet", "ui_command", "upload_left_behind",
 ]  # fmt: skip
 
 EXPERIMENT = "sr3"
@@ -282,13 +283,34 @@ def client(uri: str) -> Any:
     return _client(uri)
 
 
+@contextmanager
+def current(uri: str) -> Generator[None, None, None]:
+    """Within this block those functions of mlflow that take no URI, and those that ignore theirs (models:/...), mean ``uri``."""
+    client(uri)
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    chosen = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    os.environ["MLFLOW_REGISTRY_URI"] = absolute(uri)
+    mlflow.set_tracking_uri(absolute(uri))
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None if chosen == before["MLFLOW_TRACKING_URI"] else chosen)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def download(uri: str, artifact_uri: str, destination: Path) -> Path:
     """Copy the folder ``artifact_uri`` (models:/..., runs:/...) into ``destination``; returns where it is. BadInput when MLflow is down."""
-    client(uri)
-    from mlflow.artifacts import download_artifacts
+    with current(uri), _reporting_down(uri):
+        from mlflow.artifacts import download_artifacts
 
-    with _reporting_down(uri):
-        return Path(download_artifacts(artifact_uri=artifact_uri, dst_path=str(destination), tracking_uri=uri, registry_uri=uri))
+        return Path(download_artifacts(artifact_uri=artifact_uri, dst_path=str(destination)))
 
 
 def experiment_id(uri: str) -> str:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -35,32 +36,30 @@ def register(
 ) -> str:
     """Log ``bundle`` as a model of the run and make it a new version of ``name``; returns the version."""
     client = tracking.client(uri)
-    import mlflow
+    with (
+        tempfile.TemporaryDirectory(prefix="sr3-code-") as folder,
+        tracking.patience(retries=2, seconds=120),
+        tracking.current(uri),
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # advice on type hints, in colour
+    ):
+        import mlflow
 
-    before = os.environ.get("MLFLOW_TRACKING_URI"), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        with tempfile.TemporaryDirectory(prefix="sr3-code-") as folder, tracking.patience(retries=2, seconds=120):
-            code = _code_tree(Path(folder))
-            with mlflow.start_run(run_id=run_id):
-                logged = mlflow.pyfunc.log_model(
-                    name=name,
-                    python_model=str(HERE / "model_code.py"),
-                    artifacts={"bundle": str(bundle)},
-                    code_paths=[str(code)],
-                    pip_requirements=_requirements(),
-                    signature=_signature(channels),
-                    input_example=_example(channels),
-                    metadata={"scale": scale, "channels": channels},
-                )
-            _create_registered_model(client, name)
-            version = client.create_model_version(
-                name, source=logged.model_uri, run_id=run_id, tags=dict(tags), description=description, model_id=logged.model_id
+        code = _code_tree(Path(folder))
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.pyfunc.log_model(
+                name=name,
+                python_model=str(HERE / "model_code.py"),
+                artifacts={"bundle": str(bundle)},
+                code_paths=[str(code)],
+                pip_requirements=_requirements(),
+                signature=_signature(channels),
+                input_example=_example(channels),
+                metadata={"scale": scale, "channels": channels},
             )
-    finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        _create_registered_model(client, name)
+        version = client.create_model_version(
+            name, source=logged.model_uri, run_id=run_id, tags=dict(tags), description=description, model_id=logged.model_id
+        )
     say("export", f"registered {name} version {version.version}")
     return str(version.version)
 
