@@ -176,5 +176,5 @@ def _record(shard: Mapping[str, Any], member: Mapping[str, Any]) -> SampleRecord
         source=str(member["source"]),
         split=str(shard["split"]),
         content_hash=str(member["content_hash"]),
-        group=str(member["group"]),
+        group=str(member.get("group", member["content_hash"])),
     )
