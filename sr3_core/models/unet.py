@@ -49,7 +49,8 @@ class Options(Section):
 
 def build(options: Options, stage: Stage) -> "UNet":
     """A freshly initialised network for ``stage`` (from torch's global generator)."""
-    return UNet(options, channels=stage.channels, conditional=stage.low is not None)
+    network = UNet(options, channels=stage.channels, conditional=stage.low is not None)
+    return network.to(memory_format=torch.channels_last)
 
 
 class UNet(nn.Module):
