@@ -64,10 +64,9 @@ def error_uri(root: str, run_key: str, task: str) -> str:
 
 def work_folder(root: str) -> Path:
     """The local working folder: ``<root>/work``, or one in the temporary folder when root is remote. Made if missing."""
+    folder = Path(tempfile.gettempdir()) / f"sr3-work-{os.getuid()}"
     if storage.is_local(root):
         folder = storage.local_path(root) / "work"
-    else:
-        folder = Path(tempfile.gettempdir()) / f"sr3-work-{os.getuid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,7 +82,9 @@ def check_code_lookup() -> None:
         places = [Path(place).resolve() for place in (spec.submodule_search_locations or [])] if spec else []
         if places != [home / name]:
             found = places[0] if places else (spec.origin if spec else "nowhere")
-            raise BadInput(f"{name} is found at {found}", f"{home / name}, beside the rest of sr3", "leave that folder or take it off PYTHONPATH")
+            raise BadInput(
+                f"{name} is found at {found}", f"{home / name}, beside the rest of sr3", "leave that folder or take it off PYTHONPATH"
+            )
 
 
 def watch_parent() -> None:

@@ -40,7 +40,9 @@ def main() -> None:
 def _runtime(command: Any) -> Any:
     """The four runtime parameters, which stand in no recipe."""
     for option in (
-        click.option("--run-key", default="", help="Name of the run; default: the recipe's name and fingerprint, so the same command goes on."),
+        click.option(
+            "--run-key", default="", help="Name of the run; default: the recipe's name and fingerprint, so the same command goes on."
+        ),
         click.option("--ray-address", default="", help="HOST:PORT of a Ray head, or http://HOST:8265; default: a local Ray."),
         click.option("--mlflow-uri", default="", help="MLflow tracking server; default: sqlite under root."),
         click.option("--root", default="", help="Folder or fsspec URI for everything the run leaves; default: ./sr3-runs."),
@@ -55,7 +57,9 @@ def _runtime(command: Any) -> Any:
 @_runtime
 @click.option("--runner", type=click.Choice(["subprocess"]), default="subprocess", help="KFP's local runner.")
 @click.option("--verbose", is_flag=True, help="Show everything that goes to run.log.")
-def run(recipe: str, overrides: tuple[str, ...], root: str, mlflow_uri: str, ray_address: str, run_key: str, runner: str, verbose: bool) -> None:
+def run(
+    recipe: str, overrides: tuple[str, ...], root: str, mlflow_uri: str, ray_address: str, run_key: str, runner: str, verbose: bool
+) -> None:
     """Run the whole pipeline of RECIPE (a name or a YAML file) on this machine. The same command goes on where it was stopped.
 
     \b
@@ -100,7 +104,15 @@ def compile_(recipe: str, output: Path, overrides: tuple[str, ...], images: str,
 @click.option("--experiment", default="sr3", show_default=True)
 @click.option("--images", default=resources.IMAGES, show_default=True, help="Image of each room, {room} in it; by digest or commit.")
 def submit(
-    recipe: str, overrides: tuple[str, ...], root: str, mlflow_uri: str, ray_address: str, run_key: str, endpoint: str, experiment: str, images: str
+    recipe: str,
+    overrides: tuple[str, ...],
+    root: str,
+    mlflow_uri: str,
+    ray_address: str,
+    run_key: str,
+    endpoint: str,
+    experiment: str,
+    images: str,
 ) -> None:
     """Compile RECIPE and start it on a KFP server.
 

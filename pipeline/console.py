@@ -1,4 +1,4 @@
-"""What `sr3 run` shows and what it keeps: every line goes to run.log, the rooms' `sr3|` lines alone to the console (a bar on a terminal)."""
+"""What `sr3 run` shows and keeps: every line goes to run.log, the rooms' `sr3|` lines alone to the console (a bar on a terminal)."""
 
 import io
 import re

@@ -37,7 +37,8 @@ def build(
 
     @dsl.pipeline(name=pipeline_name(recipe), description="prepare -> train each stage -> evaluate -> export")
     def rooms(root: str, mlflow_uri: str, run_key: str = default_run_key(recipe), ray_address: str = ray_address):
-        """1. prepare: images become a ShardSet. 2. train: each stage a ModelBundle. 3. evaluate: a report. 4. export: the gate and the registry."""
+        """1. prepare: images become a ShardSet. 2. train: each stage becomes a ModelBundle. 3. evaluate: stages, cascade and baselines
+        become a report. 4. export: the gate and the registry. However they end, finish closes the MLflow run."""
         run = {"root": root, "mlflow_uri": mlflow_uri, "run_key": run_key, "job_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
         work = {**run, "scaling": scaling, "ray_address": ray_address}
         with dsl.ExitHandler(place(finish(**run), "finish", "finish"), name="rooms"):
@@ -49,7 +50,9 @@ def build(
                 for stage in recipe.stages
             ]
             bundles = bundle_list([task.outputs for task in trained])
-            evaluated = place(evaluate(section=recipe.evaluation.canonical_json(), bundles=bundles, **shards, **child), "evaluate", "evaluate")
+            evaluated = place(
+                evaluate(section=recipe.evaluation.canonical_json(), bundles=bundles, **shards, **child), "evaluate", "evaluate"
+            )
             report = {"report_uri": evaluated.outputs["report_uri"], "report_sha256": evaluated.outputs["report_sha256"]}
             place(export(section=recipe.export.canonical_json(), bundles=bundles, **report, **child), "export", "export")
 

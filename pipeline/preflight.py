@@ -1,4 +1,4 @@
-"""What can be checked before any work: the recipe's plug-ins and options, the source, root, MLflow, Ray, disk and paths. Raises BadInput."""
+"""What can be checked before any work: plug-ins and their options, the source, root, MLflow, Ray, disk, paths. Raises BadInput."""
 
 import re
 import shutil
@@ -9,7 +9,11 @@ from sr3_core.errors import BadInput
 
 FREE_BYTES = 1024**3
 _RUN_KEY = re.compile(r"[A-Za-z0-9][\w.:-]{0,199}", re.ASCII)  # it names a folder and an MLflow tag
-_REFUSED = {"python3": "KFP's local engine replaces the word python3 in every argument", "{{": "KFP takes {{ for a placeholder", '"': "it ends a JSON string"}
+_REFUSED = {
+    "python3": "KFP's local engine replaces the word python3 in every argument",
+    "{{": "KFP takes {{ for a placeholder",
+    '"': "it ends a JSON string",
+}
 
 
 def check(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: str, run_key: str) -> None:
@@ -38,7 +42,9 @@ def refuse_text(recipe: config.Recipe, **parameters: str) -> None:
     for section in (recipe.data, *recipe.stages, recipe.evaluation, recipe.export):
         for text in ("python3", "{{"):
             if text in section.canonical_json():
-                raise BadInput(f"the recipe's {type(section).__name__} section contains {text}", f"values without it ({_REFUSED[text]})", "rename it")
+                raise BadInput(
+                    f"the recipe's {type(section).__name__} section contains {text}", f"values without it ({_REFUSED[text]})", "rename it"
+                )
 
 
 def absolute_sources(recipe: config.Recipe) -> config.Recipe:
@@ -87,4 +93,8 @@ def check_disk(root: str) -> None:
         folder = storage.local_path(root)
         free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
         if free < FREE_BYTES:
-            raise BadInput(f"{free / 1024**2:.0f} MiB free at {folder}", f"at least {FREE_BYTES / 1024**2:.0f} MiB", "make room or choose another --root")
+            raise BadInput(
+                f"{free / 1024**2:.0f} MiB free at {folder}",
+                f"at least {FREE_BYTES / 1024**2:.0f} MiB",
+                "make room or choose another --root",
+            )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from components import entry
 from pipeline import console, dag, preflight
-from sr3_core import config, processes, storage, tracking, tracking_uri
+from sr3_core import config, processes, storage, tracking_uri
 from sr3_core.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, BadInput, Failed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -37,9 +37,7 @@ class Place:
     run_key: str
 
 
-def run(
-    recipe_name: str, overrides: list[str], *, root: str, mlflow_uri: str, ray_address: str, run_key: str, verbose: bool
-) -> int:
+def run(recipe_name: str, overrides: list[str], *, root: str, mlflow_uri: str, ray_address: str, run_key: str, verbose: bool) -> int:
     """Run the recipe here; the exit code. Raises BadInput before anything was started."""
     start = time.time()
     recipe = preflight.absolute_sources(config.load(recipe_name, overrides))
@@ -211,7 +209,10 @@ def _closing_lines(place: Place, screen: console.Console, recipe: config.Recipe,
         return
     screen.say(f"mlflow:  {tracking_uri.ui_command(place.mlflow_uri)}")
     where = "" if place.root == storage.absolute("sr3-runs") else f" --root '{place.root}'"
-    screen.say("next:    sr3 upscale PHOTO.jpg -o BIG.png" + f" --mlflow-uri '{place.mlflow_uri}' --model models:/{recipe.export.model}@{recipe.export.alias}")
+    screen.say(
+        "next:    sr3 upscale PHOTO.jpg -o BIG.png"
+        + f" --mlflow-uri '{place.mlflow_uri}' --model models:/{recipe.export.model}@{recipe.export.alias}"
+    )
     screen.say(f"         sr3 run {recipe.name} --set data.source=folder --set data.options.uri=YOUR_PHOTOS{where}")
 
 

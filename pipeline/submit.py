@@ -52,16 +52,18 @@ def submit(package: Path, *, endpoint: str, experiment: str, name: str, paramete
             .run_id
         )
     except ApiException as error:
-        raise BadInput(f"KFP at {endpoint} refused ({error.status} {error.reason})", allowed, "check the endpoint and your rights") from None
+        raise BadInput(
+            f"KFP at {endpoint} refused ({error.status} {error.reason})", allowed, "check the endpoint and your rights"
+        ) from None
 
 
 def check(endpoint: str) -> None:
-    """Raise BadInput when no KFP API answers at ``endpoint`` within seconds; the client itself would try for half a minute."""
+    """Raise BadInput when no KFP answers at ``endpoint`` within seconds; the client itself would try for half a minute."""
     allowed = "the address of a KFP API server, as http://host:8888"
     if not endpoint.startswith(("http://", "https://")):
         raise BadInput(f"endpoint {endpoint!r}", allowed, "give the whole address")
     try:
-        with urllib.request.urlopen(f"{endpoint.rstrip('/')}{_HEALTH}", timeout=_PATIENCE_SECONDS):  # noqa: S310 - http(s) by the line above
+        with urllib.request.urlopen(f"{endpoint.rstrip('/')}{_HEALTH}", timeout=_PATIENCE_SECONDS):  # noqa: S310
             return
     except urllib.error.HTTPError as error:
         if error.code not in (401, 403):  # the client brings its own credentials

@@ -12,7 +12,17 @@ JPEG_QUALITY = 95
 
 
 def run(
-    inputs: list[str], *, output: str, model: str, mlflow_uri: str, root: str, seed: int, samples: int, stage: str, overwrite: bool, sampling: dict[str, Any]
+    inputs: list[str],
+    *,
+    output: str,
+    model: str,
+    mlflow_uri: str,
+    root: str,
+    seed: int,
+    samples: int,
+    stage: str,
+    overwrite: bool,
+    sampling: dict[str, Any],
 ) -> list[str]:
     """Upscale ``inputs``; the paths written. ``output`` is a file for one picture and a folder for several."""
     targets = _targets(inputs, output, samples, overwrite)
@@ -23,7 +33,9 @@ def run(
     progress.say("upscale", f"{model}: {upscaler.description}")
     written: list[str] = []
     stages = len(upscaler.cascade.bundles)
-    with progress.Progress("upscale", Path(inputs[0]).name if len(inputs) == 1 else "images", total=stages * len(targets), unit="stages") as bar:
+    with progress.Progress(
+        "upscale", Path(inputs[0]).name if len(inputs) == 1 else "images", total=stages * len(targets), unit="stages"
+    ) as bar:
         for (uri, sample), target in targets.items():
             image = inference.read_image(storage.absolute(uri), upscaler.channels)
             big = upscaler.upscale(image, seed=seed, sample=sample, on_stage=lambda _name: bar.advance(1), **sampling)
@@ -40,11 +52,11 @@ def find_model(model: str, *, mlflow_uri: str, root: str, stage: str) -> inferen
     default = tracking_uri.default_uri(storage.absolute(root or "sr3-runs"))
     places = {"--mlflow-uri": mlflow_uri, "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", ""), "the default root": default}
     missed: list[str] = []
-    for name, uri in places.items():
-        if not uri:
+    for name, given in places.items():
+        if not given:
             missed.append(f"{name} (not set)")
             continue
-        uri = tracking_uri.absolute(uri)
+        uri = tracking_uri.absolute(given)
         if uri.startswith(tracking_uri.SQLITE) and not Path(uri.removeprefix(tracking_uri.SQLITE)).exists():
             missed.append(f"{name} {uri} (no such file)")  # mlflow would make an empty one
             continue
@@ -52,7 +64,11 @@ def find_model(model: str, *, mlflow_uri: str, root: str, stage: str) -> inferen
             return inference.load_model(model, mlflow_uri=uri, stage=stage)
         except BadInput as error:
             missed.append(f"{name} {uri} ({error.got})")
-    raise BadInput(f"no {model} at {', '.join(missed)}", "a registered model at one of these", "run sr3 run demo, or name --mlflow-uri or --model FOLDER")
+    raise BadInput(
+        f"no {model} at {', '.join(missed)}",
+        "a registered model at one of these",
+        "run sr3 run demo, or name --mlflow-uri or --model FOLDER",
+    )
 
 
 def _targets(inputs: list[str], output: str, samples: int, overwrite: bool) -> dict[tuple[str, int], Path]:

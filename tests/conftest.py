@@ -40,8 +40,9 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     port, dashboard, agent = free_port(), free_port(), free_port()
     log = tmp_path_factory.mktemp("ray") / "head.log"
     command = [
-        str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=4", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", "--object-store-memory=300000000", "--disable-usage-stats",
+        str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=4", "--object-store-memory=300000000",
+        "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+        "--disable-usage-stats",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     with _server(command, log, ready=lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), environment=environment):
@@ -108,7 +109,12 @@ class _server:
     def __enter__(self) -> None:
         with self.log.open("w") as stream:
             self.process = subprocess.Popen(
-                self.command, stdout=stream, stderr=subprocess.STDOUT, env=self.environment, stdin=subprocess.DEVNULL, start_new_session=True
+                self.command,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         deadline = time.monotonic() + 120
         while not self.ready():
@@ -143,8 +149,8 @@ def sr3() -> Callable[..., Ended]:
 
     def run(*arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None, timeout: float = 400) -> Ended:
         done = subprocess.run(
-            [str(BIN / "sr3"), *arguments], cwd=cwd, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=timeout,
-            stdin=subprocess.DEVNULL,
+            [str(BIN / "sr3"), *arguments], cwd=cwd, env={**os.environ, **(environment or {})}, capture_output=True, text=True,
+            timeout=timeout, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         return Ended(done.returncode, done.stdout, done.stderr)
 

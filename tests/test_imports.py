@@ -18,12 +18,18 @@ SEAMS = {
     "PIL": ("sr3_core/images.py",),
     "ray": ("components/cluster.py", "components/train/ray_launcher.py"),
     "mlflow": ("sr3_core/tracking.py", "components/export/"),
-    "kfp": ("pipeline/", "components/prepare/component.py", "components/train/component.py", "components/evaluate/component.py", "components/export/component.py"),
+    "kfp": (
+        "pipeline/",
+        "components/prepare/component.py",
+        "components/train/component.py",
+        "components/evaluate/component.py",
+        "components/export/component.py",
+    ),
 }
 NO_TORCH = (
     "sr3_core/__init__.py", "sr3_core/config.py", "sr3_core/errors.py", "sr3_core/storage.py", "sr3_core/images.py", "sr3_core/seeds.py",
-    "sr3_core/tracking.py", "sr3_core/artifacts/shardset.py", "sr3_core/artifacts/report.py", "sr3_core/data/sources/", "sr3_core/data/shards.py",
-    "sr3_core/data/order.py", "components/prepare/",
+    "sr3_core/tracking.py", "sr3_core/artifacts/shardset.py", "sr3_core/artifacts/report.py", "sr3_core/data/sources/",
+    "sr3_core/data/shards.py", "sr3_core/data/order.py", "components/prepare/",
 )  # fmt: skip
 MLFLOW_INSIDE_FUNCTIONS = ("sr3_core/tracking.py", "components/export/")
 PIPELINE_AT_IMPORT = {"pipeline/dag.py", "pipeline/resources.py", "pipeline/submit.py", "pipeline/cli.py", "pipeline/__init__.py"}
@@ -65,12 +71,16 @@ def allowed(path: Path, places: tuple[str, ...]) -> bool:
 
 def test_there_is_something_to_check() -> None:
     assert len(SOURCES) > 30
-    assert all(any(name_of(path) == place or name_of(path).startswith(place) for path in SOURCES) for places in SEAMS.values() for place in places)
+    assert all(
+        any(name_of(path) == place or name_of(path).startswith(place) for path in SOURCES) for places in SEAMS.values() for place in places
+    )
 
 
 @pytest.mark.parametrize("library", SEAMS)
 def test_each_library_has_one_seam(library: str) -> None:
-    found = {name_of(path) for path in SOURCES if any(is_under(item, library) for item in every(path)) and not allowed(path, SEAMS[library])}
+    found = {
+        name_of(path) for path in SOURCES if any(is_under(item, library) for item in every(path)) and not allowed(path, SEAMS[library])
+    }
     assert not found, f"{library} is imported outside of {SEAMS[library]}"
 
 
@@ -79,7 +89,12 @@ def test_gcsfs_is_never_imported() -> None:
 
 
 def test_the_science_knows_no_orchestrator() -> None:
-    found = [name_of(path) for path in SOURCES if name_of(path).startswith("sr3_core/") if any(is_under(i, p) for i in every(path) for p in ("components", "pipeline"))]
+    found = [
+        name_of(path)
+        for path in SOURCES
+        if name_of(path).startswith("sr3_core/")
+        if any(is_under(i, p) for i in every(path) for p in ("components", "pipeline"))
+    ]
     assert not found
 
 
@@ -89,7 +104,9 @@ def test_a_room_imports_no_other_room(room: str) -> None:
     for path in (REPOSITORY / "components" / room).rglob("*.py"):
         for item in every(path):
             if is_under(item, "components"):
-                assert any(is_under(item, name) for name in own) or item in ("components.cluster", "components.entry"), f"{name_of(path)} imports {item}"
+                assert any(is_under(item, name) for name in own) or item in ("components.cluster", "components.entry"), (
+                    f"{name_of(path)} imports {item}"
+                )
             assert not is_under(item, "pipeline"), f"{name_of(path)} imports {item}"
 
 
@@ -100,7 +117,9 @@ def test_the_dag_imports_contracts_alone() -> None:
                 if is_under(item, "components"):
                     assert item.split(".")[2:3] == ["component"], f"{name_of(path)} imports {item} at module level"
                 if is_under(item, "sr3_core"):
-                    assert item.startswith(("sr3_core.config", "sr3_core.errors", "sr3_core.recipes")), f"{name_of(path)} imports {item} at module level"
+                    assert item.startswith(("sr3_core.config", "sr3_core.errors", "sr3_core.recipes")), (
+                        f"{name_of(path)} imports {item} at module level"
+                    )
 
 
 def test_no_torch_where_none_is_needed() -> None:
@@ -109,7 +128,11 @@ def test_no_torch_where_none_is_needed() -> None:
 
 
 def test_mlflow_is_imported_inside_functions() -> None:
-    found = [name_of(path) for path in SOURCES if allowed(path, MLFLOW_INSIDE_FUNCTIONS) and any(is_under(i, "mlflow") for i in imports(path, nested=False))]
+    found = [
+        name_of(path)
+        for path in SOURCES
+        if allowed(path, MLFLOW_INSIDE_FUNCTIONS) and any(is_under(i, "mlflow") for i in imports(path, nested=False))
+    ]
     assert not found
 
 
@@ -119,13 +142,20 @@ def test_components_have_no_postponed_annotations() -> None:
 
 
 def test_files_stay_readable() -> None:
-    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in [*SOURCES, *(REPOSITORY / "tests").rglob("*.py")]}
+    lengths = {
+        name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in [*SOURCES, *(REPOSITORY / "tests").rglob("*.py")]
+    }
     assert not {name: length for name, length in lengths.items() if length > 500}
 
 
 FRESH = {
     "pipeline.dag, pipeline.resources, pipeline.submit, pipeline.cli": ("torch", "ray", "webdataset", "mlflow"),
-    "sr3_core.config, sr3_core.errors, sr3_core.storage, sr3_core.images, sr3_core.seeds, sr3_core.tracking": ("torch", "ray", "mlflow", "kfp"),
+    "sr3_core.config, sr3_core.errors, sr3_core.storage, sr3_core.images, sr3_core.seeds, sr3_core.tracking": (
+        "torch",
+        "ray",
+        "mlflow",
+        "kfp",
+    ),
     "sr3_core.artifacts.shardset, sr3_core.artifacts.report, sr3_core.data.shards, sr3_core.data.order": ("torch", "ray", "mlflow"),
     "sr3_core.data.sources.folder, sr3_core.data.sources.sample_photos": ("torch", "ray", "mlflow"),
     "components.entry, components.cluster, components.prepare.main": ("torch", "ray", "mlflow"),

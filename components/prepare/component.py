@@ -24,7 +24,13 @@ def prepare(
         from components.prepare import main
 
         result = main.run(
-            section=section, scaling=scaling, recipe_name=recipe_name, root=root, mlflow_uri=mlflow_uri, run_key=run_key, ray_address=ray_address
+            section=section,
+            scaling=scaling,
+            recipe_name=recipe_name,
+            root=root,
+            mlflow_uri=mlflow_uri,
+            run_key=run_key,
+            ray_address=ray_address,
         )
         manifest.metadata.update(entry.receipt(manifest.path, uri=result.shards_uri, sha256=result.shards_sha256, name="manifest.json"))
         return result

@@ -24,7 +24,9 @@ def guarded(body: str, root: Path, *, job_id: str = "", environment: dict[str, s
         f"with entry.guard('train-x', root={str(root)!r}, run_key='key', job_id={job_id!r}):\n"
         + "\n".join(f"    {line}" for line in body.splitlines())
     )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **(environment or {})}, cwd=root.parent)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **(environment or {})}, cwd=root.parent
+    )
 
 
 def recorded(root: Path) -> dict[str, object]:
@@ -47,7 +49,9 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path: Path) -> None:
     assert recorded(tmp_path / "root") == {"exit": 2, "line": line, "job_id": ""}
 
 
-@pytest.mark.parametrize(("body", "line", "traceback"), [("raise Failed('no gate')", "no gate", False), ("1 / 0", "ZeroDivisionError: division by zero", True)])
+@pytest.mark.parametrize(
+    ("body", "line", "traceback"), [("raise Failed('no gate')", "no gate", False), ("1 / 0", "ZeroDivisionError: division by zero", True)]
+)
 def test_failures_exit_1(body: str, line: str, traceback: bool, tmp_path: Path) -> None:
     done = guarded(body, tmp_path / "root")
     assert done.returncode == 1 and recorded(tmp_path / "root") == {"exit": 1, "line": line, "job_id": ""}
@@ -55,7 +59,10 @@ def test_failures_exit_1(body: str, line: str, traceback: bool, tmp_path: Path) 
 
 
 def test_bad_input_is_found_inside_what_wraps_it(tmp_path: Path) -> None:
-    done = guarded("try:\n    raise BadInput('a', 'b', 'c')\nexcept BadInput as error:\n    raise RuntimeError('worker died') from error", tmp_path / "root")
+    done = guarded(
+        "try:\n    raise BadInput('a', 'b', 'c')\nexcept BadInput as error:\n    raise RuntimeError('worker died') from error",
+        tmp_path / "root",
+    )
     assert done.returncode == 2
     wrapped = "error = RuntimeError('group')\nerror.worker_failures = {0: BadInput('a', 'b', 'c')}\nraise error"
     assert guarded(wrapped, tmp_path / "root").returncode == 2
@@ -90,11 +97,19 @@ def test_a_failure_is_tried_again(tmp_path: Path) -> None:
 def test_stray_code_is_named(stray: str, tmp_path: Path) -> None:
     (tmp_path / stray).parent.mkdir(exist_ok=True)
     (tmp_path / stray).write_text("")
-    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\nfrom components import entry\nfrom sr3_core import storage\nimport importlib\n"
-    code += f"sys.path.insert(0, {str(tmp_path)!r}); [sys.modules.pop(n) for n in list(sys.modules) if n.split('.')[0] in ('components', 'pipeline', 'sr3_core')]\n"
-    code += "importlib.invalidate_caches()\nentry.check_code_lookup()"
+    code = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\nfrom components import entry\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "for name in [name for name in sys.modules if name.split('.')[0] in ('components', 'pipeline', 'sr3_core')]:\n"
+        "    del sys.modules[name]\n"
+        "entry.check_code_lookup()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
-    assert done.returncode != 0 and "BadInput" in done.stderr and f"{stray.partition('/')[0].removesuffix('.py')} is found at {tmp_path}" in done.stderr
+    assert (
+        done.returncode != 0
+        and "BadInput" in done.stderr
+        and f"{stray.partition('/')[0].removesuffix('.py')} is found at {tmp_path}" in done.stderr
+    )
 
 
 def test_an_unwritable_root_is_bad_input(tmp_path: Path) -> None:
@@ -106,7 +121,8 @@ def test_an_unwritable_root_is_bad_input(tmp_path: Path) -> None:
 def test_term_ends_a_room_through_its_cleanup(tmp_path: Path) -> None:
     code = (
         "import time\nfrom components import entry\n"
-        f"with entry.guard('x', root={str(tmp_path)!r}, run_key='k'):\n    try:\n        print('up', flush=True); time.sleep(60)\n    finally:\n        print('cleaned')"
+        f"with entry.guard('x', root={str(tmp_path)!r}, run_key='k'):\n"
+        "    try:\n        print('up', flush=True); time.sleep(60)\n    finally:\n        print('cleaned')"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "up\n"
@@ -119,7 +135,8 @@ def test_a_room_ends_with_its_run(tmp_path: Path) -> None:
     room = (
         "import subprocess, sys, time\nfrom components import entry\n"
         f"with entry.guard('x', root={str(tmp_path)!r}, run_key='k'):\n"
-        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n    print(child.pid, flush=True); time.sleep(600)"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "    print(child.pid, flush=True); time.sleep(600)"
     )
     (tmp_path / "room.py").write_text(room)
     run = (

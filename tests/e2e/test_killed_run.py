@@ -99,7 +99,11 @@ def bundles(root: Path) -> dict[str, dict[str, str]]:
     """sha256 of the weights and of the whole lineage of data, per stage."""
     found = {path.parts[-4]: json.loads(path.read_text()) for path in root.glob("train/*/*/bundle/bundle.json")}
     return {
-        stage: {"weights": bundle["files"]["model.safetensors"], "shards": bundle["lineage"]["shards_sha256"], "images": str(bundle["lineage"]["images_seen"])}
+        stage: {
+            "weights": bundle["files"]["model.safetensors"],
+            "shards": bundle["lineage"]["shards_sha256"],
+            "images": str(bundle["lineage"]["images_seen"]),
+        }
         for stage, bundle in found.items()
     }
 

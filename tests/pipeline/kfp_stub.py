@@ -72,10 +72,15 @@ def serving() -> Iterator[Stub]:
             if path == f"{API}/healthz":
                 self._answer(200, {"multi_user": False})
             elif path == f"{API}/experiments":
-                self._answer(200, {"experiments": [{"experiment_id": f"e{i}", "display_name": e.display_name} for i, e in enumerate(stub.experiments)]})
+                self._answer(
+                    200,
+                    {"experiments": [{"experiment_id": f"e{i}", "display_name": e.display_name} for i, e in enumerate(stub.experiments)]},
+                )
             elif path.startswith(f"{API}/runs/r") and int(path.rpartition("r")[2]) < len(stub.runs):
                 index = int(path.rpartition("r")[2])
-                self._answer(200, {"run_id": f"r{index}", "display_name": stub.runs[index].display_name, "state": "PENDING", "created_at": CREATED})
+                self._answer(
+                    200, {"run_id": f"r{index}", "display_name": stub.runs[index].display_name, "state": "PENDING", "created_at": CREATED}
+                )
             else:
                 self._answer(404, {"message": f"no {path}"})
 

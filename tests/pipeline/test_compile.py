@@ -44,7 +44,9 @@ def test_one_train_task_per_stage_and_no_cache(tmp_path: Path) -> None:
     assert sorted(tasks) == ["evaluate", "export", "prepare", "train", "train-2"]
     assert {tasks[task]["taskInfo"]["name"] for task in ("train", "train-2")} == {"train-x16", "train-x32"}
     assert all(not task["cachingOptions"].get("enableCache") for task in [*tasks.values(), spec["root"]["dag"]["tasks"]["finish"]])
-    sections = {json.loads(tasks[task]["inputs"]["parameters"]["section"]["runtimeValue"]["constant"])["name"] for task in ("train", "train-2")}
+    sections = {
+        json.loads(tasks[task]["inputs"]["parameters"]["section"]["runtimeValue"]["constant"])["name"] for task in ("train", "train-2")
+    }
     assert sections == {"x16", "x32"}
 
 
@@ -71,7 +73,10 @@ def test_accelerators_follow_scaling(tmp_path: Path) -> None:
     assert "accelerator" not in here["exec-prepare"]["container"]["resources"]
     remote = compiled(recipe, tmp_path, ray_address="http://head:8265")[0]["deploymentSpec"]["executors"]
     assert all("accelerator" not in executor["container"]["resources"] for executor in remote.values())
-    assert all("accelerator" not in executor["container"]["resources"] for executor in compiled(config.load("demo"), tmp_path)[0]["deploymentSpec"]["executors"].values())
+    assert all(
+        "accelerator" not in executor["container"]["resources"]
+        for executor in compiled(config.load("demo"), tmp_path)[0]["deploymentSpec"]["executors"].values()
+    )
 
 
 def test_images_are_named_by_the_caller(tmp_path: Path) -> None:
@@ -101,10 +106,8 @@ def test_run_key_names_the_recipe_and_its_values() -> None:
 
 def test_kfp_tools_accept_it(tmp_path: Path) -> None:
     assert components.load_component_from_file(str(GOLDEN / "demo.yaml")).name == "sr3-demo"
-    done = subprocess.run(
-        [str(BIN / "kfp"), "dsl", "compile", "--py", str(REPOSITORY / "pipeline" / "dag.py"), "--output", str(tmp_path / "demo.yaml"), "--function", "demo"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+    command = [str(BIN / "kfp"), "dsl", "compile", "--py", str(REPOSITORY / "pipeline" / "dag.py"), "--function", "demo"]
+    done = subprocess.run([*command, "--output", str(tmp_path / "demo.yaml")], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo.yaml").read_text() == (GOLDEN / "demo.yaml").read_text()
 

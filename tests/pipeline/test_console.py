@@ -8,7 +8,14 @@ import pytest
 from pipeline.console import Console
 
 NOISE = "\n".join(
-    ["10:00:00.000 - INFO - Executing task \x1b[96m'train'\x1b[0m", "    [KFP Executor 2026 INFO]: Got executor_input:", "    {", '        "a": {', "        }", "    }"]
+    [
+        "10:00:00.000 - INFO - Executing task \x1b[96m'train'\x1b[0m",
+        "    [KFP Executor 2026 INFO]: Got executor_input:",
+        "    {",
+        '        "a": {',
+        "        }",
+        "    }",
+    ]
 )
 
 

@@ -46,7 +46,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, photos: Path, sr3: Callab
     environment = {
         "RAY_TMPDIR": str(ray),
         "GOOGLE_APPLICATION_CREDENTIALS": str(folder / "credentials.json"),
-        **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN"), CANARY),
+        **dict.fromkeys(
+            ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN"), CANARY
+        ),
     }
     root = tmp_path_factory.mktemp("root") / "runs here"  # with a space: paths are quoted on their way
     command = ("run", str(RECIPES / "tiny.yaml"), "--set", f"data.options.uri={photos}", "--root", str(root))
@@ -111,7 +113,12 @@ def test_no_process_is_left(finished: Finished) -> None:
 
 
 def test_the_same_command_again_does_nothing(finished: Finished, sr3: Callable[..., Ended]) -> None:
-    kept = {path: path.stat().st_mtime_ns for part in ("shards", "train", "eval", "export") for path in (finished.root / part).rglob("*") if path.is_file()}
+    kept = {
+        path: path.stat().st_mtime_ns
+        for part in ("shards", "train", "eval", "export")
+        for path in (finished.root / part).rglob("*")
+        if path.is_file()
+    }
     again = sr3(*finished.command, cwd=finished.folder, environment=finished.environment)
     assert again.code == 0, again.stdout + again.stderr
     assert again.stdout.count("up to date") >= 3
@@ -121,7 +128,16 @@ def test_the_same_command_again_does_nothing(finished: Finished, sr3: Callable[.
 def test_upscale_uses_the_registered_champion(finished: Finished, sr3: Callable[..., Ended], tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 255, (19, 27, 3), dtype=np.uint8)
     (tmp_path / "photo.png").write_bytes(images.encode(image, format="png", quality=95))
-    command = ("upscale", "photo.png", "-o", "big.png", "--model", "models:/tiny@champion", "--mlflow-uri", f"sqlite:///{finished.root}/mlflow.db")
+    command = (
+        "upscale",
+        "photo.png",
+        "-o",
+        "big.png",
+        "--model",
+        "models:/tiny@champion",
+        "--mlflow-uri",
+        f"sqlite:///{finished.root}/mlflow.db",
+    )
     done = sr3(*command, cwd=tmp_path)
     assert done.code == 0, done.stderr
     assert images.decode((tmp_path / "big.png").read_bytes(), channels=3).shape == (38, 54, 3)
@@ -138,5 +154,7 @@ def test_upscale_without_a_model_names_the_three_places(sr3: Callable[..., Ended
 
 
 def test_the_project_can_be_imported_from_anywhere(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", "from components import entry; entry.check_code_lookup()"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "from components import entry; entry.check_code_lookup()"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

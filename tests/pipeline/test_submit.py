@@ -28,7 +28,9 @@ def test_the_stub_refuses_unknown_keys() -> None:
 
 def test_kfp_run_create(stub: kfp_stub.Stub, tmp_path: Path) -> None:
     command = [str(BIN / "kfp"), "--endpoint", stub.address, "run", "create", "-e", "experiment", "-r", "name", "-f", str(GOLDEN)]
-    done = subprocess.run([*command, "root=gs://bucket/runs", "mlflow_uri=http://mlflow:5000"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [*command, "root=gs://bucket/runs", "mlflow_uri=http://mlflow:5000"], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert not stub.refused
     run = stub.runs[0]
@@ -38,7 +40,9 @@ def test_kfp_run_create(stub: kfp_stub.Stub, tmp_path: Path) -> None:
 
 
 def test_sr3_submit(stub: kfp_stub.Stub, sr3: Callable[..., Ended], tmp_path: Path) -> None:
-    done = sr3("submit", "demo", "--endpoint", stub.address, "--root", "gs://bucket/runs", "--mlflow-uri", "http://mlflow:5000", cwd=tmp_path)
+    done = sr3(
+        "submit", "demo", "--endpoint", stub.address, "--root", "gs://bucket/runs", "--mlflow-uri", "http://mlflow:5000", cwd=tmp_path
+    )
     assert done.code == 0, done.stderr
     assert not stub.refused
     parameters = stub.runs[0].runtime_config.parameters
