@@ -43,6 +43,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s is added to every stage's start and end
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor per run that nothing asks; a lost worker replays from the last checkpoint
 }
 
 

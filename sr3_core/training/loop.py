@@ -46,12 +46,12 @@ def train(
 ) -> TrainState:
     """Train ``stage`` on ``shards`` (or on ``batches``) until ``training.images`` are seen, from the newest checkpoint if there is one.
 
-    Every rank returns the final state. On rank 0 ``log(images_seen, metrics)`` is called every ``log_images`` and ``say(text)`` for
-    what a person should know. Raises BadInput for a batch that the workers cannot divide and for a checkpoint of another recipe,
-    Failed when the loss is not finite.
+    Every rank returns the final state. On rank 0 ``log(images_seen, metrics)`` is called once before the first step (no metrics: where
+    the run stands) and every ``log_images``, and ``say(text)`` for what a person should know. Raises BadInput for a batch that the
+    workers cannot divide and for a checkpoint of another recipe, Failed when the loss is not finite.
     """
     training = stage.training
-    accumulation = _accumulation(training, worker.world_size)
+    accumulation = micro_batches_per_step(training, worker.world_size)
     _set_determinism(training)
     if batches is None:
         if shards is None:
@@ -68,6 +68,8 @@ def train(
     )
     clock, waited = time.monotonic(), 0.0
     logged_at = state.images_seen
+    if worker.rank == 0:
+        log(state.images_seen, {})
     stream = iter(batches.prefetch(mine))
     try:
         while state.images_seen < training.images:
@@ -83,7 +85,7 @@ def train(
             if state.images_seen % training.log_images == 0 or state.images_seen == training.images:
                 seconds = time.monotonic() - clock
                 line = {name: total / count for name, (total, count) in state.window.items()}
-                state.window = {}
+                state.window, state.logged = {}, dict(line)
                 line["images_per_second"] = (state.images_seen - logged_at) / seconds
                 line["data_wait_share"] = waited / seconds
                 if worker.rank == 0:
@@ -125,7 +127,7 @@ def environment(worker: Worker) -> dict[str, Any]:
     }
 
 
-def _accumulation(training: Training, world_size: int) -> int:
+def micro_batches_per_step(training: Training, world_size: int) -> int:
     """Micro-batches per rank and step."""
     if training.global_batch % (training.micro_batch * world_size):
         got = f"global_batch {training.global_batch} with micro_batch {training.micro_batch} on {world_size} workers"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,7 +18,8 @@ from sr3_core.errors import BadInput, Failed
 
 SCHEMA_VERSION = 1
 MANIFEST = "state.json"
-_FILES = ("players.safetensors", "optimizers.safetensors", "ema.safetensors")
+_EMA = "ema.safetensors"
+_FILES = ("players.safetensors", "optimizers.safetensors", _EMA)
 _DIGITS = 12  # a checkpoint's folder is its images seen, so that names sort
 
 
@@ -25,7 +27,8 @@ _DIGITS = 12  # a checkpoint's folder is its images seen, so that names sort
 class TrainState:
     """Networks, optimizers (one per player), the averaged weights of the exported player, and the one position: images seen.
 
-    ``window`` holds (sum, count) of each metric since the last log line, so that a resumed run logs what an uninterrupted one logs.
+    ``window`` holds (sum, count) of each metric since the last log line, so that a resumed run logs what an uninterrupted one logs;
+    ``logged`` is that last line without what depends on the clock.
     """
 
     players: dict[str, nn.Module]
@@ -35,6 +38,7 @@ class TrainState:
     ema: dict[str, Tensor]
     images_seen: int = 0
     window: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
+    logged: dict[str, float] = field(default_factory=dict[str, float])
 
     @classmethod
     def fresh(cls, players: dict[str, nn.Module], *, exported: str, measured: Mapping[str, float], stage: Stage) -> "TrainState":
@@ -67,6 +71,7 @@ class TrainState:
                 "images_seen": self.images_seen,
                 "measured": self.measured,
                 "window": self.window,
+                "logged": self.logged,
                 "files": {name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in _FILES},
             },
         )
@@ -81,6 +86,7 @@ class TrainState:
         for name, tensor in self.ema.items():
             tensor.copy_(ema[name])
         self.images_seen = int(manifest["images_seen"])
+        self.logged = dict(manifest["logged"])
         self.window = {name: (float(total), int(count)) for name, (total, count) in manifest["window"].items()}
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -153,6 +159,10 @@ class CheckpointStore:
                 if _sha256(Path(scratch, name)) != entry["sha256"]:
                     raise Failed(f"{checkpoint.uri}/{name} changed while it was read")
             state.load(Path(scratch), checkpoint.manifest)
+
+    def averaged_weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """The exported player's averaged weights, by their names in the network."""
+        return load_tensors(storage.read_bytes(storage.join(checkpoint.uri, _EMA)))
 
     def save(self, state: TrainState, facts: Mapping[str, Any]) -> Checkpoint:
         """Write, read back and verify a checkpoint, then drop what is older than the newest ``keep``.

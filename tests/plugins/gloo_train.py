@@ -54,7 +54,7 @@ def main(folder: Path, rank: int, world_size: int) -> None:
                     checkpoints=store,
                     batches=Memory(),
                     say=print,
-                    log=lambda at, line: lines.append((at, line)),
+                    log=lambda at, line, lines=lines: lines.append((at, line)),
                 )
             except Broken:
                 continue

@@ -1,0 +1,154 @@
+"""The train room's work: one stage on a ShardSet -> ModelBundle under ``<root>/train/<stage>/<fingerprint>``, over Ray Train."""
+
+import os
+import subprocess
+from typing import Any, NamedTuple
+
+from components import cluster
+from sr3_core import config, plugins, storage, tracking
+from sr3_core.artifacts import bundle
+from sr3_core.artifacts.bundle import ModelBundle
+from sr3_core.artifacts.lease import Lease, lease
+from sr3_core.artifacts.shardset import ShardSet
+from sr3_core.config import Scaling, Stage
+from sr3_core.errors import BadInput, Failed
+from sr3_core.progress import Progress, say
+from sr3_core.tracking import Tracker
+from sr3_core.training.loop import micro_batches_per_step
+from sr3_core.training.state import CheckpointStore
+
+ROOM = "train"
+COMMIT_VARIABLE = "SR3_GIT_COMMIT"  # set in the images, which hold no repository
+
+
+class TrainResult(NamedTuple):
+    bundle_uri: str
+    bundle_sha256: str  # of the manifest
+
+
+def run(
+    *,
+    section: str,
+    scaling: str,
+    shards_uri: str,
+    shards_sha256: str,
+    root: str,
+    mlflow_uri: str,
+    run_key: str,
+    ray_address: str = "",
+    mlflow_run_id: str = "",
+) -> TrainResult:
+    """Train the stage of ``section`` (config.Stage as JSON) on the ShardSet at ``shards_uri``, or find its bundle up to date.
+
+    A run that was broken off goes on from its last checkpoint. Raises BadInput for a section, ShardSet, root, Ray or MLflow that cannot
+    be used and for more workers than there are resources, Failed when training itself fails.
+    """
+    stage, scale = config.parse(Stage, section), config.parse(Scaling, scaling)
+    micro_batches_per_step(stage.training, scale.workers)
+    plugins.load("objectives", stage.objective.name)
+    shards = ShardSet.open(shards_uri)
+    if shards.manifest_sha256 != shards_sha256:
+        got = f"ShardSet {shards_uri} with manifest sha256 {shards.manifest_sha256[:12]}..."
+        raise BadInput(got, f"{shards_sha256[:12]}..., as prepare handed it on", "run prepare again, or pass that ShardSet's sha256")
+    root, task = storage.absolute(root), f"{ROOM}-{stage.name}"
+    mark = config.fingerprint(stage.canonical_json(), shards_sha256, f"train {bundle.SCHEMA_VERSION}")
+    folder = storage.join(root, "train", stage.name, mark)
+    place = storage.join(folder, "bundle")
+    storage.check_writable(root)
+    address = cluster.resolve(ray_address)
+    if cluster.is_job_address(address) and _finished(place, task) is None:
+        arguments = {"section": stage.canonical_json(), "scaling": scale.canonical_json(), "shards-uri": shards.uri, "root": root}
+        arguments |= {"shards-sha256": shards_sha256, "mlflow-uri": mlflow_uri, "run-key": run_key, "mlflow-run-id": mlflow_run_id}
+        given = [f"--{name}={value}" for name, value in arguments.items()]
+        cluster.submit_and_follow(address, "components.train", given, fingerprint=mark)
+        return TrainResult(place, ModelBundle.verify(place))
+    with tracking.child(mlflow_uri, mlflow_run_id, task, mark) as tracker:
+        tracker.log_params({"stage": stage.model_dump(mode="json"), "workers": scale.workers, "accelerator": scale.accelerator})
+        sha256 = _finished(place, task)
+        if sha256 is None:
+            with lease(folder, task=task) as held:
+                sha256 = _train(stage, scale, shards, address=address, folder=folder, tracker=tracker, held=held, task=task)
+        tracker.set_tags({"sr3.bundle_uri": place, "sr3.bundle_sha256": sha256})
+    return TrainResult(place, sha256)
+
+
+def _train(stage: Stage, scale: Scaling, shards: ShardSet, *, address: str, folder: str, tracker: Tracker, held: Lease, task: str) -> str:
+    """Train to the end and publish the bundle; its manifest's sha256."""
+    gpu = scale.accelerator == "gpu"
+    store = CheckpointStore(storage.join(folder, "checkpoints"), keep=stage.training.keep_checkpoints, say=lambda text: say(task, text))
+    with cluster.connect(
+        address, workers=scale.workers, cpus_per_worker=scale.cpus_per_worker, gpus_per_worker=int(gpu), dashboard=True, room=task
+    ) as ray_cluster:
+        from components.train import ray_launcher  # imports ray, which reads its settings then
+
+        job = ray_launcher.Job(
+            stage=stage.canonical_json(), shards_uri=shards.uri, checkpoints_uri=store.uri, threads=ray_cluster.cpus_per_worker
+        )
+        ray_launcher.fit(job, workers=scale.workers, gpu=gpu, folder_uri=folder, on_event=_Follower(stage, tracker, task))
+    checkpoint = store.latest()
+    if checkpoint is None or checkpoint.images_seen != stage.training.images:
+        seen = checkpoint.images_seen if checkpoint else 0
+        raise Failed(f"training ended at {seen} of {stage.training.images} images; the same command goes on from there")
+    held.check()
+    sha256 = ModelBundle.save(
+        storage.join(folder, "bundle"),
+        stage=stage,
+        network_state=store.averaged_weights(checkpoint),
+        measured=checkpoint.manifest["measured"],
+        degradation=shards.data.degradation,
+        lineage=bundle.lineage(shards_sha256=shards.manifest_sha256, images_seen=checkpoint.images_seen, git_commit=_git_commit()),
+        metrics={"training": checkpoint.manifest["logged"]},
+    )
+    say(task, f"bundle -> {storage.join(folder, 'bundle')}")
+    return sha256
+
+
+class _Follower:
+    """Turns the loop's events into progress lines and MLflow metrics. A line that a restarted group replays is told once."""
+
+    def __init__(self, stage: Stage, tracker: Tracker, task: str) -> None:
+        self._stage, self._tracker, self._task = stage, tracker, task
+        self._progress: Progress | None = None
+        self._seen = 0
+
+    def __call__(self, event: tuple[Any, ...]) -> None:
+        kind, *content = event
+        if kind == "say":
+            say(self._task, content[0])
+            return
+        images_seen, metrics = content
+        if self._progress is None:
+            self._seen = images_seen
+            self._progress = Progress(ROOM, self._stage.name, total=self._stage.training.images, unit="images", done=images_seen)
+            self._progress.advance(0)
+        elif images_seen > self._seen:
+            self._progress.advance(images_seen - self._seen, f"loss {metrics['loss']:.4g}" if "loss" in metrics else "")
+            self._tracker.log_metrics(metrics, step=images_seen)
+            self._seen = images_seen
+
+
+def _finished(place: str, task: str) -> str | None:
+    """sha256 of the finished bundle's manifest; None when there is none, or when it is damaged, which is said."""
+    if not storage.exists(storage.join(place, bundle.MANIFEST)):
+        return None
+    try:
+        sha256 = ModelBundle.verify(place)
+    except BadInput as error:
+        say(task, f"{error.got}: made anew")
+        return None
+    say(task, f"up to date: {place}")
+    return sha256
+
+
+def _git_commit() -> str | None:
+    """The commit of the code: of the image, else of the repository it stands in; None when it is in neither."""
+    if COMMIT_VARIABLE in os.environ:
+        return os.environ[COMMIT_VARIABLE]
+    git = ["git", "-C", str(cluster.PROJECT)]
+    try:
+        top, commit = subprocess.run(
+            [*git, "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.split("\n")[:2]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit if os.path.samefile(top, cluster.PROJECT) else None

@@ -1,0 +1,155 @@
+"""Ray Train as the launcher of the training loop: a group of workers that is restarted when one is lost. All Ray of this room.
+
+The loop's own checkpoints hold the state; Ray's hold nothing. What rank 0 has to tell comes to the driver through a mailbox, so
+that the driver prints it as its own lines and alone speaks to MLflow.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from sr3_core import config, storage
+from sr3_core.artifacts.shardset import ShardSet
+from sr3_core.config import Stage
+from sr3_core.errors import BadInput, Failed
+from sr3_core.training.loop import train
+from sr3_core.training.state import CheckpointStore
+from sr3_core.training.worker import DistributedWorker
+
+MAX_FAILURES = 3  # restarts of the group; each one goes on from the last checkpoint
+_POLL_SECONDS = 0.5
+
+Event = tuple[Any, ...]  # ("log", images_seen, metrics) | ("say", text)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker needs to know; plain values, since it travels."""
+
+    stage: str  # the section as JSON
+    shards_uri: str
+    checkpoints_uri: str
+    threads: int  # of torch, in each worker
+
+
+class RayWorker(DistributedWorker):
+    """A worker of Ray Train's process group."""
+
+    def report(self, metrics: Mapping[str, float], *, checkpoint: bool) -> None:
+        ray.train.report(dict(metrics))
+
+
+class Mailbox:
+    """Events from rank 0 to the driver, in order; a fatal error is kept, so that a restarted group ends at once."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._fatal: BadInput | Failed | None = None
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        taken, self._events = self._events, []
+        return taken
+
+    def fail(self, error: BadInput | Failed) -> None:
+        self._fatal = self._fatal or error
+
+    def fatal(self) -> BadInput | Failed | None:
+        return self._fatal
+
+
+def fit(job: Job, *, workers: int, gpu: bool, folder_uri: str, on_event: Callable[[Event], None]) -> None:
+    """Run the loop on ``workers`` workers to its end; ``on_event`` is called in a thread of this process.
+
+    A lost worker restarts the group from the last checkpoint, ``MAX_FAILURES`` times. Raises BadInput and Failed of the loop as they
+    are (they are not tried again), and Failed when the restarts are used up.
+    """
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": asdict(job), "mailbox": mailbox},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": job.threads, **({"GPU": 1} if gpu else {})}
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=folder_uri,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    ended = threading.Event()
+    follower = threading.Thread(target=_follow, args=(mailbox, on_event, ended), name="sr3-mailbox", daemon=True)
+    follower.start()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        fatal: BadInput | Failed | None = ray.get(mailbox.fatal.remote())
+        if fatal is None:
+            raise Failed(f"training failed after {MAX_FAILURES} restarts, at last with: {_cause(error)}") from error
+    finally:
+        ended.set()
+        follower.join()
+    fatal = ray.get(mailbox.fatal.remote())
+    if fatal is not None:
+        raise fatal
+    storage.remove(storage.join(folder_uri, "ray"), recursive=True)
+
+
+def _work(given: dict[str, Any]) -> None:
+    """The body of each worker."""
+    job, mailbox = Job(**given["job"]), given["mailbox"]
+    if ray.get(mailbox.fatal.remote()) is not None:
+        return
+    torch.set_num_threads(job.threads)
+    stage = config.parse(Stage, job.stage)
+    if stage.training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    device = get_device()
+    worker = RayWorker(device)
+
+    def tell(*event: Any) -> None:
+        if worker.rank == 0:
+            ray.get(mailbox.put.remote(event))
+
+    checkpoints = CheckpointStore(job.checkpoints_uri, keep=stage.training.keep_checkpoints, say=lambda text: tell("say", text))
+    try:
+        train(
+            stage,
+            ShardSet.open(job.shards_uri),
+            worker=worker,
+            checkpoints=checkpoints,
+            log=lambda images_seen, metrics: tell("log", images_seen, metrics),
+            say=lambda text: tell("say", text),
+        )
+    except (BadInput, Failed) as error:
+        ray.get(mailbox.fail.remote(error))
+        raise
+
+
+def _follow(mailbox: Any, on_event: Callable[[Event], None], ended: threading.Event) -> None:
+    last = False
+    while not last:
+        last = ended.wait(_POLL_SECONDS)
+        for event in ray.get(mailbox.take.remote()):
+            on_event(event)
+
+
+def _cause(error: BaseException) -> str:
+    """The worker's own error, without the tracebacks that Ray wraps around it."""
+    failures = getattr(error, "worker_failures", {})
+    first = next(iter(failures.values()), error)
+    inner = getattr(first, "cause", None) or first
+    lines = [line.strip() for line in str(inner).strip().splitlines() if line.strip()]
+    return f"{type(inner).__name__}: {lines[-1] if lines else ''}"[:400]
