@@ -396,13 +396,24 @@ def _apply(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for part in parents:
         target = _child(target, part, override)
-    value = _parse_yaml(text, f"--set {key}")
+    value = _value(text, f"--set {key}")
     if isinstance(target, list):
         target[_index(target, last, override)] = value
     elif isinstance(target, dict):
         target[last] = value
     else:
         raise BadInput(f"--set {override!r}: {'.'.join(parents)} is a single value", "a key of a section", "shorten the key")
+
+
+def _value(text: str, origin: str) -> Any:
+    """YAML for what looks like it; any other text stands for itself, so that a path may hold '#', '%' or ': '."""
+    if text.lstrip()[:1] in ("[", "{", '"', "'"):
+        return _parse_yaml(text, origin)
+    try:
+        value = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        return text
+    return text if isinstance(value, (str, dict, list)) or " #" in text else value
 
 
 def _child(target: Any, part: str, override: str) -> Any:

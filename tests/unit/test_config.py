@@ -93,6 +93,11 @@ def test_overrides_reach_items_by_name_and_by_index() -> None:
     assert by_name == by_index and by_name.stages[1].training.seed == 9
 
 
+@pytest.mark.parametrize("text", ["my photos #1", "%2F%x", "a: b", "- x", "@home", "12 # 13"])
+def test_text_that_yaml_would_cut_or_refuse_stands_for_itself(text: str) -> None:
+    assert config.load("demo", [f"data.options.uri={text}"]).data.options["uri"] == text
+
+
 @pytest.mark.parametrize(
     "override",
     [
