@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components import entry
-from pipeline import console, dag, preflight
+from pipeline import DEFAULT_MODEL, DEFAULT_ROOT, console, dag, preflight
 from sr3_core import config, processes, storage, tracking_uri
 from sr3_core.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, BadInput, Failed
 
@@ -35,6 +35,7 @@ class Place:
     mlflow_uri: str
     ray_address: str
     run_key: str
+    default_root: str  # the root that a command without --root would use
 
 
 def run(recipe_name: str, overrides: list[str], *, root: str, mlflow_uri: str, ray_address: str, run_key: str, verbose: bool) -> int:
@@ -69,9 +70,10 @@ def run(recipe_name: str, overrides: list[str], *, root: str, mlflow_uri: str, r
 def resolve(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: str, run_key: str) -> Place:
     """Absolute runtime parameters with their defaults: ./sr3-runs, sqlite under root, no Ray, the recipe's run key."""
     config.refuse_secrets({"root": root, "mlflow_uri": mlflow_uri, "ray_address": ray_address})
-    root = storage.absolute(root or "sr3-runs")
+    default = storage.absolute(DEFAULT_ROOT)
+    root = storage.absolute(root) if root else default
     uri = tracking_uri.absolute(mlflow_uri) if mlflow_uri else tracking_uri.default_uri(root)
-    return Place(root=root, mlflow_uri=uri, ray_address=ray_address, run_key=run_key or dag.default_run_key(recipe))
+    return Place(root=root, mlflow_uri=uri, ray_address=ray_address, run_key=run_key or dag.default_run_key(recipe), default_root=default)
 
 
 def _run_engine(recipe: config.Recipe, place: Place) -> None:
@@ -208,12 +210,21 @@ def _closing_lines(place: Place, screen: console.Console, recipe: config.Recipe,
     if not done:
         return
     screen.say(f"mlflow:  {tracking_uri.ui_command(place.mlflow_uri)}")
-    where = "" if place.root == storage.absolute("sr3-runs") else f" --root '{place.root}'"
-    screen.say(
-        "next:    sr3 upscale PHOTO.jpg -o BIG.png"
-        + f" --mlflow-uri '{place.mlflow_uri}' --model models:/{recipe.export.model}@{recipe.export.alias}"
-    )
-    screen.say(f"         sr3 run {recipe.name} --set data.source=folder --set data.options.uri=YOUR_PHOTOS{where}")
+    for index, command in enumerate(next_commands(place, recipe)):
+        screen.say(("next:    " if index == 0 else "         ") + command)
+
+
+def next_commands(place: Place, recipe: config.Recipe) -> list[str]:
+    """What to try after a finished run, with no more options than it needs in the folder it was started from."""
+    model = f"models:/{recipe.export.model}@{recipe.export.alias}"
+    root = "" if place.root == place.default_root else f" --root '{place.root}'"
+    mlflow = "" if place.mlflow_uri == tracking_uri.default_uri(place.root) else f" --mlflow-uri '{place.mlflow_uri}'"
+    named = "" if model == DEFAULT_MODEL else f" --model {model}"
+    return [
+        f"sr3 upscale PHOTO.jpg -o BIG.png{named}{mlflow}{root}",
+        f"sr3 run demo --set data.source=folder --set data.split.by=content_hash --set data.options.uri=YOUR_PHOTOS{mlflow}{root}",
+        f"sr3 show {recipe.name if recipe.name in config.recipe_names() else 'demo'}",
+    ]
 
 
 def _report_uri(place: Place, recipe: config.Recipe, since: float) -> str:

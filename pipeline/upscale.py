@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pipeline import DEFAULT_ROOT
 from sr3_core import images, inference, progress, storage, tracking_uri
 from sr3_core.errors import BadInput
 
@@ -49,7 +50,7 @@ def find_model(model: str, *, mlflow_uri: str, root: str, stage: str) -> inferen
     """A folder is loaded as it is; ``models:/...`` is looked for at mlflow_uri, then MLFLOW_TRACKING_URI, then the default root."""
     if not model.startswith(inference.REGISTERED):
         return inference.load_model(model, stage=stage)
-    default = tracking_uri.default_uri(storage.absolute(root or "sr3-runs"))
+    default = tracking_uri.default_uri(storage.absolute(root or DEFAULT_ROOT))
     places = {"--mlflow-uri": mlflow_uri, "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", ""), "the default root": default}
     missed: list[str] = []
     for name, given in places.items():
