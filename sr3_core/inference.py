@@ -79,8 +79,9 @@ class Upscaler:
                 on_stage(bundle.stage.name)
         return images.from_unit(made[0][0].cpu().numpy())[: height * self.scale, : width * self.scale]
 
-    def to(self, device: str) -> "Upscaler":
-        """Move every network to ``device``."""
+    def to_accelerator(self) -> "Upscaler":
+        """Move every network to the GPU when there is one."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         for bundle in self.cascade.bundles:
             bundle.predictor.network.to(device)
         return self

@@ -10,11 +10,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from sr3_core.errors import BadInput, Failed
 from sr3_core.journal import Journal
@@ -287,17 +287,19 @@ def client(uri: str) -> Any:
 def current(uri: str) -> Generator[None, None, None]:
     """Within this block those functions of mlflow that take no URI, and those that ignore theirs (models:/...), mean ``uri``."""
     client(uri)
-    import mlflow
+    from mlflow import get_tracking_uri, is_tracking_uri_set
+    from mlflow import set_tracking_uri as set_uri
 
+    set_tracking_uri = cast(Callable[[str | None], None], set_uri)  # None unsets it; its annotation does not say so
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
     before = {name: os.environ.get(name) for name in names}
-    chosen = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    chosen = get_tracking_uri() if is_tracking_uri_set() else None
     os.environ["MLFLOW_REGISTRY_URI"] = absolute(uri)
-    mlflow.set_tracking_uri(absolute(uri))
+    set_tracking_uri(absolute(uri))
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None if chosen == before["MLFLOW_TRACKING_URI"] else chosen)
+        set_tracking_uri(None if chosen == before["MLFLOW_TRACKING_URI"] else chosen)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -21,6 +21,7 @@ def run(
     *,
     model: str = "",
     mlflow_uri: str = "",
+    root: str = "",
     stage: str = "",
     steps: int | None = None,
     sampler: str = "",
@@ -32,7 +33,7 @@ def run(
     if samples < 1 or seed < 0 or (steps is not None and steps < 1):
         raise BadInput(f"--samples {samples} --seed {seed} --steps {steps}", "samples >= 1, seed >= 0, steps >= 1", "change the value")
     targets = plan(inputs, out, samples=samples, force=force)
-    upscaler = find_model(model, mlflow_uri, stage)
+    upscaler = find_model(model, mlflow_uri=mlflow_uri, root=root, stage=stage).to_accelerator()
     say("upscale", f"model: {upscaler.description} (x{upscaler.scale})")
     sampling: dict[str, Any] = {**({"steps": steps} if steps is not None else {}), **({"sampler": sampler} if sampler else {})}
     written: list[str] = []
@@ -78,15 +79,16 @@ def plan(inputs: Sequence[str], out: str, *, samples: int, force: bool) -> list[
     return targets
 
 
-def find_model(model: str, mlflow_uri: str, stage: str = "") -> Upscaler:
-    """``model`` (a folder or models:/...); without it the champion. MLflow is ``mlflow_uri``, MLFLOW_TRACKING_URI or the default root's,
+def find_model(model: str, *, mlflow_uri: str = "", root: str = "", stage: str = "") -> Upscaler:
+    """``model`` (a folder or models:/...); without it the champion.
 
-    whichever of them, in this order, has the model. Raises BadInput that names all three.
+    MLflow is ``mlflow_uri``, MLFLOW_TRACKING_URI or that of ``root`` (./sr3-runs), whichever of them, in this order, has the model.
+    Raises BadInput that names all three.
     """
     if model and not model.startswith(REGISTERED):
         return load_model(model, stage=stage)
     environment = os.environ.get("MLFLOW_TRACKING_URI", "")
-    default = tracking.default_uri(str(Path(DEFAULT_ROOT).absolute()))
+    default = tracking.default_uri(storage.absolute(root or DEFAULT_ROOT))
     looked: list[str] = []
     for name, given in (("--mlflow-uri", mlflow_uri), ("MLFLOW_TRACKING_URI", environment), ("the default root", default)):
         if not given:

@@ -10,7 +10,7 @@ SAMPLE_PHOTOS_LICENCE = (
     "The photos come with sr3 and are CC0, CC-BY-4.0, MIT or public domain; author, title, source and licence of each stand in "
     "sr3_core/data/sample_photos/ATTRIBUTION.md."
 )
-OWN_LICENCE = "The photos are the user's own; their licence is not known to sr3 and is not changed by it."
+OTHER_LICENCE = "The licence of the photos is that of their source; sr3 does not know it."
 
 
 def write(
@@ -42,7 +42,7 @@ def write(
         f"- source: {data.get('source', 'not known')}; images per split and level: {_counts(data)}",
         f"- low images: each level is the next larger one resized by {report.content['degradation']}; another low image is another task",
         f"- shards: manifest sha256 {report.content['shards']['sha256']}",
-        f"- {SAMPLE_PHOTOS_LICENCE if data.get('source') == 'sample_photos' else OWN_LICENCE}",
+        f"- {SAMPLE_PHOTOS_LICENCE if data.get('source') == 'sample_photos' else OTHER_LICENCE}",
         "",
         f"## Measured on the held-out split {report.content['split']}",
         "",

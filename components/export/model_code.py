@@ -27,7 +27,7 @@ def declare() -> None:
 
             self._model = load_model(context.artifacts["bundle"])
 
-        def predict(self, context, model_input, params=None):  # no type hints: MLflow would read a schema out of them
+        def predict(self, context, model_input: np.ndarray, params=None):  # of other hints MLflow would make a schema, or a warning
             """Upscale each image; image i draws its noise from (seed, i)."""
             params = params or {}
             sampling = {key: params[key] for key in ("steps", "sampler") if params.get(key)}

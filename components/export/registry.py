@@ -1,12 +1,12 @@
 """The MLflow registry's side of export: log the bundle as a model, register it, try it in a fresh process, move the alias."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -40,10 +40,10 @@ def register(
         tempfile.TemporaryDirectory(prefix="sr3-code-") as folder,
         tracking.patience(retries=2, seconds=120),
         tracking.current(uri),
-        warnings.catch_warnings(action="ignore", category=UserWarning),  # advice on type hints, in colour
     ):
-        import mlflow
+        import mlflow.pyfunc
 
+        logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
         code = _code_tree(Path(folder))
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.pyfunc.log_model(
