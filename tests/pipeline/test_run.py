@@ -87,7 +87,7 @@ def test_mlflow_holds_one_finished_parent_with_its_rooms_and_the_model(finished:
     assert len(parents) == 1 and parents[0].info.status == "FINISHED"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert len(children) == 4 and {run.info.status for run in children} == {"FINISHED"}
-    assert client.get_model_version_by_alias("tiny", "champion").version == "1"
+    assert str(client.get_model_version_by_alias("tiny", "champion").version) == "1"
 
 
 def test_hostile_code_did_not_run(finished: Finished) -> None:
