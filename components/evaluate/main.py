@@ -63,16 +63,14 @@ def run(
     )
     folder = storage.join(storage.absolute(root), "eval", fingerprint)
     address = cluster.resolve(ray_address)
-    if cluster.is_job_address(address) and not _is_finished(folder):
+    if cluster.is_job_address(address) and _finished(folder) is None:
         given = {"section": section, "scaling": scaling, "shards_uri": shards_uri, "shards_sha256": shards_sha256, "bundles": bundles}
         place = {"root": root, "mlflow_uri": mlflow_uri, "run_key": run_key, "mlflow_run_id": mlflow_run_id}
         cluster.submit_and_follow(address, "components.evaluate", _arguments({**given, **place}), fingerprint=fingerprint)
         return _result(EvalReport.open(folder))
     with tracking.child(mlflow_uri, mlflow_run_id or None, ROOM, fingerprint) as tracker:
-        if _is_finished(folder):
-            done = EvalReport.open(folder)
-            say(ROOM, f"up to date: {done.uri}")
-        else:
+        done = _finished(folder)
+        if done is None:
             shards = _shards(shards_uri, shards_sha256)
             stages = [_stage(uri, sha256) for uri, sha256 in handed]
             with lease(folder, task=ROOM) as held:
@@ -222,8 +220,19 @@ def _computed(jobs: Sequence[Job], mapper: Mapper, what: str) -> dict[Job, list[
     return {job: result if result is not None else computed[job] for job, result in found.items()}
 
 
-def _is_finished(folder: str) -> bool:
-    return storage.exists(storage.join(folder, report.MANIFEST))
+def _finished(folder: str) -> EvalReport | None:
+    """The finished report in ``folder``; None when there is none, or when it is damaged, which is said."""
+    manifest = storage.join(folder, report.MANIFEST)
+    if not storage.exists(manifest):
+        return None
+    try:
+        done = EvalReport.open(folder)
+    except BadInput as error:
+        say(ROOM, f"{error.got}: made anew")
+        storage.remove(manifest)
+        return None
+    say(ROOM, f"up to date: {done.uri}")
+    return done
 
 
 def _job_name(job: Job) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sr3_core import images
-from sr3_core.artifacts.report import number
+from sr3_core.artifacts.report import number, span
 
 Image = NDArray[np.uint8]  # (H, W, C)
 OVERVIEW_PIXELS = 384
@@ -102,8 +102,7 @@ def search_charts(search: Mapping[str, Any], stage: str) -> str:
         x = float(candidate["sampling"]["steps"]) if by_steps else float(candidate["seconds"])
         series.setdefault(name, []).append((x, candidate))
     xs = [x for points in series.values() for x, _ in points]
-    bounds = [value for candidate in candidates for value in (candidate["mean"], candidate["interval_low"], candidate["interval_high"])]
-    ys = [float(value) for value in bounds if value is not None]
+    ys = [float(candidate["mean"]) for candidate in candidates]
     x_at, y_at = _scale(min(xs), max(xs), LEFT + 14, WIDTH - RIGHT - 14), _scale(min(ys), max(ys), HEIGHT - BOTTOM - 8, TOP + 8)
     parts = _axes(xs, ys, x_at, y_at, axis=axis, metric=search["metric"])
     for index, (name, points) in enumerate(series.items()):
@@ -112,7 +111,7 @@ def search_charts(search: Mapping[str, Any], stage: str) -> str:
         line = " ".join(f"{x_at(x):.1f},{y_at(candidate['mean']):.1f}" for x, candidate in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for x, candidate in points:
-            parts.append(_point(x_at(x), y_at, candidate, colour, f"{name}, {axis} {x:g}"))
+            parts.append(_point(x_at(x), y_at(candidate["mean"]), candidate, colour, f"{name}, {axis} {x:g}"))
     swatches = [
         f'<span class="key"><i style="background:var(--series-{index % NUM_SERIES_COLOURS})"></i>{html.escape(name)}</span>'
         for index, name in enumerate(series)
@@ -187,24 +186,18 @@ def _axes(
     return parts
 
 
-def _point(x: float, y_at: Callable[[float], float], candidate: Mapping[str, Any], colour: str, name: str) -> str:
-    parts: list[str] = []
-    if candidate["interval_low"] is not None:
-        low, high = y_at(candidate["interval_low"]), y_at(candidate["interval_high"])
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" stroke-width="1" opacity=".45"/>')
-    title = f"<title>{html.escape(name)}: {number(candidate['mean'])}</title>"
-    y = y_at(candidate["mean"])
-    if candidate["chosen"]:
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" fill="none" stroke="{colour}" stroke-width="2"/>')
-    parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}">{title}</circle>')
-    return "".join(parts)
+def _point(x: float, y: float, candidate: Mapping[str, Any], colour: str, name: str) -> str:
+    interval = span(candidate["interval_low"], candidate["interval_high"])
+    title = f"<title>{html.escape(name)}: {number(candidate['mean'])} (95 %: {interval})</title>"
+    ring = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" fill="none" stroke="{colour}" stroke-width="2"/>' if candidate["chosen"] else ""
+    return f'{ring}<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}">{title}</circle>'
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers within [low, high], about four."""
+    """Round numbers within [low, high], about five."""
     if high <= low:
         return [low]
-    raw = (high - low) / 4
+    raw = (high - low) / 5
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= raw)
     first = math.ceil(low / step - 1e-9)

@@ -15,7 +15,7 @@ def page(content: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     """The whole page for report.json's ``content`` and the pictures."""
     title = f"Evaluation of {content['title']}"
     body = [
-        f"<h1>{escape(title)}</h1>",
+        f"<h1>{_arrows(title)}</h1>",
         f'<div class="soft">{_judged_on(content)}</div>',
         _gate(content["gate"]),
         "<h2>Numbers</h2>",
@@ -37,8 +37,12 @@ def page(content: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>\n{style}</style></head>\n<body>{page_body}</body></html>\n'
 
 
+def _arrows(text: str) -> str:
+    return escape(text.replace("->", "\N{RIGHTWARDS ARROW}"))
+
+
 def _judged_on(content: Mapping[str, Any]) -> str:
-    counts = [f"{escape(task['label'])}: n = {task['n']}" for task in content["tasks"]]
+    counts = [f"{_arrows(task['label'])}: n = {task['n']}" for task in content["tasks"]]
     return f"Held-out images of the split {escape(content['split'])} &middot; " + " &middot; ".join(counts)
 
 
@@ -48,7 +52,8 @@ def _gate(gate: Sequence[Mapping[str, Any]]) -> str:
     failed = sum(not verdict["passed"] for verdict in gate)
     badge = f"Gate: all {len(gate)} rules hold" if not failed else f"Gate: {failed} of {len(gate)} rules fail"
     items = [f'<li><b class="{_outcome(verdict)}">{_outcome(verdict)}</b>{escape(_rule(verdict))}</li>' for verdict in gate]
-    return f'<div class="verdict {"fails" if failed else "holds"}">{badge}</div><ul class="rules">{"".join(items)}</ul>'
+    verdict = f'<div class="verdict {"fails" if failed else "holds"}">{badge}</div>'
+    return f'{verdict}<details{" open" if failed else ""}><summary>the rules</summary><ul class="rules">{"".join(items)}</ul></details>'
 
 
 def _outcome(verdict: Mapping[str, Any]) -> str:
@@ -80,7 +85,7 @@ def _task_table(content: Mapping[str, Any], task: Mapping[str, Any]) -> str:
         ends = f"<td>{ours['n'] if ours else 0}</td><td>{worst}</td>"
         rows.append(f"<tr>{name}{columns}{_gain(gains.get(metric['name'])) if first else ''}{ends}</tr>")
     seconds = ", ".join(f"{escape(model)} {number(value)} s" for model, value in task["seconds"].items())
-    heading = f"<h3>{escape(task['label'])}</h3><p class='soft'>{escape(task['note'])} Time per image: {seconds}.</p>"
+    heading = f"<h3>{_arrows(task['label'])}</h3><p class='soft'>{escape(task['note'])} Time per image: {seconds}.</p>"
     return (
         f'{heading}<div class="scroll"><table><thead><tr><th>metric</th>{head}{gain_head}<th>n</th><th>worst image (ours)</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
@@ -113,7 +118,7 @@ def _mine(model: str) -> str:
 
 def _task_pictures(task: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     own = [figure for figure in figures if figure.task == task["name"]]
-    return "".join([f"<h3>{escape(task['label'])}</h3>", *[_sample(figure) for figure in own]]) if own else ""
+    return "".join([f"<h3>{_arrows(task['label'])}</h3>", *[_sample(figure) for figure in own]]) if own else ""
 
 
 def _sample(figure: Figure) -> str:
@@ -147,7 +152,7 @@ def _search(content: Mapping[str, Any]) -> str:
     if not searched:
         return f"<h2>Sampling</h2><p>No search was made.</p>{table}"
     charts = "".join(search_charts(search, stage) for stage, search in searched.items())
-    text = "<p>Chosen on held-out photos, none of them judged above. A ring marks the choice; bars are 95 % intervals.</p>"
+    text = "<p>Chosen on held-out photos, none of them judged above. A ring marks the choice: the best mean over the same photos.</p>"
     return f'<h2>Quality against steps</h2>{text}<div class="charts">{charts}</div><h3>Chosen</h3>{table}'
 
 

@@ -56,10 +56,12 @@ def make(at: Path) -> World:
         },
     )
     made = shards.build(str(at / "shards"), data, folder.examples(folder.Options(uri=str(at / "photos"))), fingerprint="test")
-    return World(made, tuple(bundle(at / f"x{high}", low, high, made) for low, high in zip(LEVELS, LEVELS[1:], strict=False)), at)
+    return World(
+        made, tuple(bundle(at / f"x{high}", low, high, made.manifest_sha256) for low, high in zip(LEVELS, LEVELS[1:], strict=False)), at
+    )
 
 
-def bundle(at: Path, low: int, high: int, made: ShardSet, *, amount: float = AMOUNT) -> tuple[str, str]:
+def bundle(at: Path, low: int, high: int, shards_sha256: str, *, amount: float = AMOUNT) -> tuple[str, str]:
     """(uri, sha256) of a bundle of the ``sharpen`` family."""
     plugin = {"name": "tests.plugins.sharpen"}
     training = {"images": 1, "global_batch": 1, "micro_batch": 1, "checkpoint_images": 1, "log_images": 1}
@@ -70,7 +72,7 @@ def bundle(at: Path, low: int, high: int, made: ShardSet, *, amount: float = AMO
         network_state={"amount": torch.tensor(amount)},
         measured={},
         degradation="bicubic",
-        lineage=lineage(shards_sha256=made.manifest_sha256, images_seen=1, git_commit=None),
+        lineage=lineage(shards_sha256=shards_sha256, images_seen=1, git_commit=None),
         sampling={"steps": 3},
     )
     return storage.absolute(str(at)), sha256
