@@ -123,6 +123,7 @@ def connect(
             "HOST:PORT of a head, or none",
             "run the room's command, which submits a job there",
         )
+    check(address)
     shared = ray.is_initialized()
     if not shared:
         _start(address, workers=workers, dashboard=dashboard)
@@ -270,7 +271,6 @@ def _start(address: str, *, workers: int, dashboard: bool) -> None:
     import ray
 
     if not address:
-        _check_socket_path()
         # the raylet's processes inherit this environment: a room works in <root>/work, not beside the packages
         parts = [str(PROJECT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(parts))
@@ -282,8 +282,6 @@ def _start(address: str, *, workers: int, dashboard: bool) -> None:
             logging_level=logging.ERROR,
         )
         return
-    if address != "auto":
-        _check_answers(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -300,7 +298,7 @@ def _resources(address: str, *, shared: bool, workers: int, cpus_per_worker: int
     there = ray.cluster_resources()
     cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
     each = cpus_per_worker or max(1, (cpus if address or shared else cores()) // workers)
-    label = f"Ray at {address}" if address else "Ray already started by this process" if shared else "Ray of its own"
+    label = "Ray that this process is connected to" if shared else f"Ray at {address}" if address else "Ray of its own"
     have, need = f"{cpus} CPU, {gpus} GPU", f"{workers} workers x {each} CPU" + (f" x {gpus_per_worker} GPU" if gpus_per_worker else "")
     if workers * each > cpus or workers * gpus_per_worker > gpus:
         raise BadInput(

@@ -44,7 +44,9 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
         "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
         "--disable-usage-stats",
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    first = {"PYTHONPATH": str(REPOSITORY), "PATH": str(BIN)}  # a submitted job runs the "python" of the head's PATH
+    path = {name: os.pathsep.join(filter(None, [place, os.environ.get(name)])) for name, place in first.items()}
+    environment = {**os.environ, **path}
     with _server(command, log, ready=lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), environment=environment):
         yield RayHead(address=f"127.0.0.1:{port}", jobs=f"http://127.0.0.1:{dashboard}")
 

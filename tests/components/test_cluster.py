@@ -1,0 +1,81 @@
+"""components/cluster.py on a real Ray head: which Ray is chosen, tasks with retries, submitted jobs; each refusal is one clear line."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components import cluster
+from sr3_core.errors import BadInput, Failed
+from tests.conftest import RayHead, free_port
+from tests.plugins import tasks
+
+
+@pytest.fixture(scope="module")
+def connected(ray_head: RayHead) -> Iterator[cluster.Cluster]:
+    with cluster.connect(ray_head.address, workers=2) as there:
+        yield there
+
+
+def test_the_head_is_used_and_its_cpus_are_shared_out(connected: cluster.Cluster, ray_head: RayHead) -> None:
+    assert connected == cluster.Cluster(address=ray_head.address, cpus=4, gpus=0, cpus_per_worker=2)
+
+
+def test_results_come_in_order_and_each_is_told(connected: cluster.Cluster) -> None:
+    told: dict[int, int] = {}
+    assert cluster.map_tasks(tasks.square, range(7), on_done=told.__setitem__, at_once=3) == [0, 1, 4, 9, 16, 25, 36]
+    assert told == {number: number * number for number in range(7)}
+
+
+def test_a_task_whose_process_dies_is_tried_again(connected: cluster.Cluster, tmp_path: Path) -> None:
+    assert cluster.map_tasks(tasks.dies_once, [str(tmp_path / "marker")], retries=1) == ["alive"]
+
+
+def test_a_final_failure_names_the_item(connected: cluster.Cluster) -> None:
+    with pytest.raises(Failed, match="photo 2 failed 2 times, at last with ValueError: two is not allowed"):
+        cluster.map_tasks(tasks.fails, [1, 2, 3], retries=1, name=lambda number: f"photo {number}")
+
+
+def test_bad_input_is_not_tried_again(connected: cluster.Cluster, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="a photo"):
+        cluster.map_tasks(tasks.refuses, [str(tmp_path / "attempts")], retries=3)
+    assert (tmp_path / "attempts").read_text() == "x"
+
+
+@pytest.mark.parametrize(("asked", "line"), [({"workers": 5}, "5 workers x 1 CPU"), ({"workers": 1, "gpus_per_worker": 1}, "1 GPU")])
+def test_more_workers_than_resources(connected: cluster.Cluster, asked: dict[str, int], line: str) -> None:
+    with pytest.raises(BadInput, match=f"{line}.*what is there: 4 CPU, 0 GPU"), cluster.connect(connected.address, **asked):
+        pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:10001", "http://127.0.0.1:1"])
+def test_an_address_that_is_no_ray(address: str) -> None:
+    with pytest.raises(BadInput), cluster.connect(address, workers=1):
+        pass
+    with pytest.raises(BadInput):
+        cluster.check(address)
+
+
+def test_a_socket_path_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 60)))
+    with pytest.raises(BadInput, match="set RAY_TMPDIR to a shorter folder"):
+        cluster.check("")
+
+
+def test_a_job_is_followed_and_ends_as_its_entry_ends(ray_head: RayHead, tmp_path: Path) -> None:
+    """The submitter is a process of its own: this one is connected to the cluster."""
+    follow = "cluster.submit_and_follow(sys.argv[1], 'components.train', sys.argv[2:], fingerprint='test')"
+    submit = f"import sys; from components import cluster; {follow}"
+    arguments = ["--section={}", f"--shards-uri={tmp_path}", f"--root={tmp_path}"]
+    ended = subprocess.run([sys.executable, "-c", submit, ray_head.jobs, *arguments], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "sr3| ray submitted job sr3-test-0" in ended.stdout
+    assert "bad input: no value for name" in ended.stdout  # its log was followed
+    assert ended.stderr.rstrip().endswith("BadInput: bad input: no value for name; allowed: a value: the key is required; do: add it")
+
+
+def test_nothing_listens_at_the_job_address() -> None:
+    with pytest.raises(BadInput, match="does not answer"):
+        cluster.submit_and_follow(f"http://127.0.0.1:{free_port()}", "components.train", [], fingerprint="test")
