@@ -172,13 +172,13 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option("--root", default="", help="The root whose MLflow is the last place; default: ./sr3-runs.")
 @click.option("--stage", default="", help="One stage of a cascade alone.")
 @click.option("--steps", type=click.IntRange(min=1), help="Sampling steps.")
-@click.option("--sampler", help="Sampler instead of the chosen one.")
+@click.option("--sampler", default="", help="Sampler instead of the chosen one.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Different draws of each image.")
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
 def upscale(
     images: tuple[str, ...], output: str, model: str, mlflow_uri: str, root: str, stage: str,
-    steps: int | None, sampler: str | None, seed: int, samples: int, overwrite: bool,
+    steps: int | None, sampler: str, seed: int, samples: int, force: bool,
 ) -> None:  # fmt: skip
     """Make IMAGES larger by the registered champion.
 
@@ -186,15 +186,12 @@ def upscale(
     sr3 upscale photo.jpg -o big.png
     sr3 upscale a.png b.png -o larger/ --model ./sr3-runs/train/sr256/0123456789abcdef/bundle
     """
-    from pipeline import upscale as implementation
+    from sr3_core import upscale as implementation
 
-    sampling = {key: value for key, value in {"steps": steps, "sampler": sampler}.items() if value is not None}
-    written = implementation.run(
-        list(images), output=output, model=model, mlflow_uri=mlflow_uri, root=root, seed=seed, samples=samples, stage=stage,
-        overwrite=overwrite, sampling=sampling,
+    implementation.run(
+        list(images), output, model=model, mlflow_uri=mlflow_uri, root=root, stage=stage,
+        steps=steps, sampler=sampler, seed=seed, samples=samples, force=force,
     )  # fmt: skip
-    for path in written:
-        click.echo(path)
 
 
 def _room(name: str) -> click.Command:

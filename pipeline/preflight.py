@@ -65,7 +65,9 @@ def check_source(data: config.Data) -> None:
 
 
 def check_plugins(recipe: config.Recipe) -> None:
-    """Every plug-in loads and takes its options; so do the sampling options, the search's candidates and the variants."""
+    """Every plug-in loads and takes its options; so do the sampling options, the search's candidates, the variants and the gate."""
+    from components.evaluate import plan, verdict
+
     evaluation = recipe.evaluation
     candidates = list(evaluation.search.candidates) if evaluation.search else []
     for stage in recipe.stages:
@@ -74,17 +76,10 @@ def check_plugins(recipe: config.Recipe) -> None:
         objective = plugins.load("objectives", stage.objective.name)
         for sampling in ({}, *candidates, *evaluation.variants.values()):
             objective.Objective(stage.model_copy(update={"sampling": {**stage.sampling, **sampling}}), {})
-    for metric in evaluation.metrics:
-        module = plugins.load("metrics", metric.name)
-        config.options(module.Options, metric.options, f"evaluation.metrics.{metric.name}")
-    measured = [metric.name for metric in evaluation.metrics]
-    wanted = [rule.metric for rule in evaluation.gate] + ([evaluation.search.metric] if evaluation.search else [])
-    for name in wanted:
-        if not any(name == known or name.startswith(known + "_") for known in measured):
-            raise BadInput(f"metric {name} of the gate or the search", config.nearest(name, measured), "add it to evaluation.metrics")
-    for rule in evaluation.gate:
-        if rule.than is not None and rule.than not in evaluation.baselines:
-            raise BadInput(f"gate against {rule.than}", config.nearest(rule.than, evaluation.baselines), "add it to evaluation.baselines")
+    definitions = verdict.Definitions.of(
+        evaluation, plan.tasks(recipe.stages), degradation=recipe.data.degradation, channels=recipe.data.channels
+    )
+    verdict.check(evaluation, definitions)
 
 
 def check_disk(root: str) -> None:

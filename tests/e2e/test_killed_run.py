@@ -12,21 +12,12 @@ from pathlib import Path
 import pytest
 
 from sr3_core import processes
-from tests.conftest import BIN, RECIPES, Ended, write_photos
-
-STEPS_LONG = ("--set", "stages.x16.training.images=1600", "--set", "stages.x32.training.images=1600")
+from tests.conftest import BIN, RECIPES, Ended
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    write_photos(folder, 14)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def command(source: Path) -> tuple[str, ...]:
-    return ("run", str(RECIPES / "pair.yaml"), "--set", f"data.options.uri={source}", *STEPS_LONG)
+def command(photos: Path) -> tuple[str, ...]:
+    return ("run", str(RECIPES / "pair.yaml"), "--set", f"data.options.uri={photos}")
 
 
 @pytest.fixture(scope="module")
