@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline import DEFAULT_MODEL, resources
+from pipeline import resources
 from sr3_core import config
 from sr3_core.errors import EXIT_BAD_INPUT, EXIT_FAILED, BadInput, Failed
 
@@ -167,7 +167,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @main.command()
 @click.argument("images", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, help="A .png or .jpg file for one image, a folder for several.")
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="models:/NAME@ALIAS, or a bundle or cascade folder.")
+@click.option("--model", default="", help="models:/NAME@ALIAS, or a bundle or cascade folder; default: the one registered champion.")
 @click.option("--mlflow-uri", default="", help="Where models:/ is looked for first; then MLFLOW_TRACKING_URI, then the default root.")
 @click.option("--root", default="", help="The root whose MLflow is the last place; default: ./sr3-runs.")
 @click.option("--stage", default="", help="One stage of a cascade alone.")
