@@ -72,9 +72,9 @@ def run(
         done = _finished(folder)
         if done is None:
             shards = _shards(shards_uri, shards_sha256)
-            stages = [_stage(uri, sha256) for uri, sha256 in handed]
+            stages = [stage_of(uri, sha256) for uri, sha256 in handed]
             with lease(folder, task=ROOM) as held:
-                prepared = _Evaluation(evaluation, stages, handed, shards, folder=folder, fingerprint=fingerprint)
+                prepared = Evaluating(evaluation, stages, handed, shards, folder=folder, fingerprint=fingerprint)
                 measured = _over_ray(prepared, config.parse(Scaling, scaling), ray_address)
                 held.check()
                 done = prepared.publish(measured)
@@ -94,7 +94,7 @@ def headline(report_uri: str) -> dict[str, float]:
     return EvalReport.open(report_uri).metrics()
 
 
-def _over_ray(prepared: "_Evaluation", scaling: Scaling, ray_address: str) -> tuple[list[Measurement], list[Measurement]]:
+def _over_ray(prepared: "Evaluating", scaling: Scaling, ray_address: str) -> tuple[list[Measurement], list[Measurement]]:
     gpus = 1 if scaling.accelerator == "gpu" else 0
     with cluster.connect(
         ray_address, workers=scaling.workers, cpus_per_worker=scaling.cpus_per_worker, gpus_per_worker=gpus, room=ROOM
@@ -108,7 +108,7 @@ def _over_ray(prepared: "_Evaluation", scaling: Scaling, ray_address: str) -> tu
         return prepared.measure(mapper, threads=ray.cpus_per_worker, device="cuda" if gpus else "cpu")
 
 
-class _Evaluation:
+class Evaluating:
     """One evaluation between its inputs and its report; the mapper decides where jobs run."""
 
     def __init__(
@@ -253,7 +253,7 @@ def _handed_on(bundles: str) -> list[tuple[str, str]]:
         ) from None
 
 
-def _stage(uri: str, sha256: str) -> Stage:
+def stage_of(uri: str, sha256: str) -> Stage:
     """The stage of a verified bundle, with the sampling options that the bundle uses by default."""
     got = ModelBundle.verify(uri)
     if got != sha256:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.evaluate.plan import Photo, Task
-from sr3_core import config, statistics
+from sr3_core import baselines, config, statistics
 from sr3_core.artifacts.report import CASCADE, OURS, Measurement
 from sr3_core.config import Evaluation, Plugin, Rule, Stage
 from sr3_core.errors import BadInput
@@ -66,7 +66,8 @@ class Definitions:
 
 
 def check(evaluation: Evaluation, definitions: Definitions) -> Plugin | None:
-    """The plug-in that judges the search (None without a search); BadInput for names in search and gate that mean nothing."""
+    """The plug-in that judges the search (None without a search); BadInput for names of baselines, search and gate that mean nothing."""
+    baselines.load_all(evaluation.baselines)
     for rule in evaluation.gate:
         definitions.resolve(rule.metric)
         if rule.than is not None and rule.than not in evaluation.baselines:

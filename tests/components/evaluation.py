@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,11 @@ def make(at: Path) -> World:
             "options": {"uri": str(at / "photos")},
             "levels": LEVELS,
             "split": {"val": 0.3, "test": 0.5},
-            "required_levels": {split: LEVELS[:2] for split in ("train", "val", "test")},
+            "required_levels": dict.fromkeys(("train", "val", "test"), LEVELS[:2]),
         },
     )
     made = shards.build(str(at / "shards"), data, folder.examples(folder.Options(uri=str(at / "photos"))), fingerprint="test")
-    return World(
-        made, tuple(bundle(at / f"x{high}", low, high, made.manifest_sha256) for low, high in zip(LEVELS, LEVELS[1:], strict=False)), at
-    )
+    return World(made, tuple(bundle(at / f"x{high}", low, high, made.manifest_sha256) for low, high in pairwise(LEVELS)), at)
 
 
 def bundle(at: Path, low: int, high: int, shards_sha256: str, *, amount: float = AMOUNT) -> tuple[str, str]:

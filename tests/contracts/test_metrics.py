@@ -1,4 +1,4 @@
-"""What every metric in metrics/ keeps: a perfect output scores perfectly, a worse one scores worse, one number per image, no batch effect."""
+"""What every metric in metrics/ keeps: a perfect output scores perfectly, a worse one scores worse, one number per image."""
 
 import numpy as np
 import pytest
