@@ -55,6 +55,7 @@ def run(
     folder = storage.join(root, "train", stage.name, mark)
     place = storage.join(folder, "bundle")
     storage.check_writable(root)
+    cluster.check(ray_address)
     address = cluster.resolve(ray_address)
     if cluster.is_job_address(address) and _finished(place, task) is None:
         arguments = {"section": stage.canonical_json(), "scaling": scale.canonical_json(), "shards-uri": shards.uri, "root": root}

@@ -1,0 +1,190 @@
+"""The train room as a person runs it: on a Ray of its own, with a worker killed in the middle, and again when all is done."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.train import main as room
+from sr3_core import config, processes, tracking
+from sr3_core.artifacts.bundle import ModelBundle
+from sr3_core.artifacts.shardset import ShardSet
+from sr3_core.config import Data, Stage
+from sr3_core.data import shards as writer
+from sr3_core.data.sources import folder as source
+from sr3_core.errors import BadInput
+from tests.conftest import REPOSITORY, write_photos
+
+TRAINING = {"images": 320, "global_batch": 8, "micro_batch": 2, "checkpoint_images": 32, "log_images": 32}
+STAGE = {
+    "name": "x2",
+    "low": 16,
+    "high": 32,
+    "model": {
+        "name": "unet",
+        "options": {"channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "middle_attention": False, "dropout": 0.1},
+    },
+    "objective": {"name": "diffusion", "options": {"prediction": "v", "target": "residual"}},
+    "training": TRAINING,
+    "sampling": {"sampler": "ddim", "steps": 2},
+}
+TWO_WORKERS = '{"workers": 2, "cpus_per_worker": 1}'
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """Twelve photos at 16 and 32 pixels."""
+    at = tmp_path_factory.mktemp("shards")
+    write_photos(at / "photos", 12)
+    data = config.parse(
+        Data, {"source": "folder", "options": {"uri": str(at / "photos")}, "levels": [16, 32], "split": {"val": 0.2, "test": 0.2}}
+    )
+    return writer.build(str(at / "out"), data, source.examples(source.Options(uri=str(at / "photos"))), fingerprint="test")
+
+
+def section(**changes: Any) -> str:
+    return config.parse(Stage, {**STAGE, **changes}).canonical_json()
+
+
+@dataclass
+class Run:
+    """The room in a process of its own, its lines read as they come."""
+
+    process: "subprocess.Popen[str]"
+    lines: list[str] = field(default_factory=list)
+
+    def until(self, condition: Callable[[str], bool]) -> str:
+        """The first further line that meets ``condition``; fails with the log when the room ends before."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if condition(line):
+                return line
+        raise AssertionError(f"the room ended with {self.process.wait()}:\n{''.join(self.lines)}")
+
+    def end(self) -> int:
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def start(shards: ShardSet) -> Iterator[Callable[..., Run]]:
+    started: list[Run] = []
+
+    def begin(root: Path, *arguments: str) -> Run:
+        command = [sys.executable, "-m", "components.train", f"--section={section()}", f"--scaling={TWO_WORKERS}"]
+        process = subprocess.Popen(
+            [*command, f"--shards-uri={shards.uri}", f"--root={root}", *arguments],
+            cwd=REPOSITORY,
+            env={**os.environ, "SR3_PROGRESS_SECONDS": "0", "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(Run(process))
+        return started[-1]
+
+    yield begin
+    for run in started:
+        if run.process.poll() is None:
+            below = processes.descendants(run.process.pid)
+            run.process.kill()
+            run.process.wait()
+            processes.end(below, patience_seconds=2)
+
+
+def workers_of(run: Run) -> list[int]:
+    """Pids of Ray Train's workers, whose process title Ray sets."""
+    below = processes.descendants(run.process.pid)
+    return [pid for pid in below if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::RayTrainWorker")]
+
+
+def trained_by_gloo(folder: Path, shards: ShardSet) -> dict[str, str]:
+    """sha256 of the final state's files after undisturbed training by two plain gloo processes."""
+    command = [sys.executable, "-m", "tests.plugins.gloo_stage", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    group = [subprocess.Popen([*command, str(rank), "2", section(), shards.uri], env=environment) for rank in range(2)]
+    assert [process.wait(200) for process in group] == [0, 0]
+    return state_files(folder / "checkpoints")
+
+
+def state_files(checkpoints: Path) -> dict[str, str]:
+    newest = sorted(checkpoints.iterdir())[-1]
+    assert int(newest.name) == TRAINING["images"]
+    return {name: entry["sha256"] for name, entry in json.loads((newest / "state.json").read_text())["files"].items()}
+
+
+def test_a_killed_worker_changes_nothing_and_a_second_run_does_nothing(tmp_path: Path, start: Callable[..., Run], shards: ShardSet) -> None:
+    root = tmp_path / "root"
+    run = start(root)
+    run.until(lambda line: "64/320 images" in line)
+    os.kill(workers_of(run)[1], signal.SIGKILL)
+    resumed = run.until(lambda line: line.startswith("sr3| ") and "resuming at" in line)
+    assert 32 <= int(resumed.split("resuming at ")[1].split()[0]) < 320
+    assert run.end() == 0, "".join(run.lines)
+
+    folder = next((root / "train" / "x2").iterdir())
+    assert state_files(folder / "checkpoints") == trained_by_gloo(tmp_path, shards)
+    bundle = ModelBundle.load(str(folder / "bundle"))
+    assert run.lines[-2].split() == [bundle.uri, bundle.manifest_sha256] or f"{bundle.uri} {bundle.manifest_sha256}\n" in run.lines
+    assert bundle.manifest["lineage"]["images_seen"] == 320 and bundle.manifest["lineage"]["shards_sha256"] == shards.manifest_sha256
+    assert not (folder / "ray").exists() and not (folder / "lease.json").exists()
+
+    uri = tracking.default_uri(str(root))
+    client = tracking.client(uri)
+    (logged,) = client.search_runs([tracking.experiment_id(uri)])
+    assert logged.info.status == "FINISHED" and logged.data.params["stage.training.images"] == "320"
+    for name in ("loss", "gradient_norm", "learning_rate", "images_per_second"):
+        steps = [metric.step for metric in client.get_metric_history(logged.info.run_id, name)]
+        assert steps == list(range(32, 321, 32)), name  # what was replayed is told once
+
+    before = time.monotonic()
+    again = start(root)
+    assert again.end() == 0, "".join(again.lines)
+    assert any("up to date" in line for line in again.lines) and not any("Ray of its own" in line for line in again.lines)
+    assert time.monotonic() - before < 60
+
+
+def in_process(root: Path, shards: ShardSet, **changes: Any) -> room.TrainResult:
+    place = {
+        "shards_uri": shards.uri,
+        "shards_sha256": shards.manifest_sha256,
+        "root": str(root),
+        "mlflow_uri": f"sqlite:///{root}/mlflow.db",
+    }
+    return room.run(**{"section": section(), "scaling": TWO_WORKERS, "run_key": "test", **place, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"scaling": '{"workers": 3}'}, "global_batch 8 with micro_batch 2 on 3 workers"),
+        ({"scaling": '{"wrkers": 3}'}, "unknown key wrkers; allowed: workers"),
+        ({"section": "{"}, "a Stage section that is not JSON"),
+        ({"section": section(objective={"name": "difusion"})}, "unknown objectives plug-in 'difusion'; allowed: diffusion"),
+        ({"shards_sha256": "0" * 64}, "with manifest sha256"),
+        ({"shards_uri": "/nowhere"}, "/nowhere"),
+        ({"ray_address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1"),
+        ({"mlflow_uri": "http://127.0.0.1:1"}, "MLflow at http://127.0.0.1:1 does not answer"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(tmp_path: Path, shards: ShardSet, changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        in_process(tmp_path, shards, **changes)
+    assert line in str(refused.value)
+    assert not list(tmp_path.glob("train/*/*/checkpoints")) and not list(tmp_path.glob("train/*/*/bundle"))
+
+
+def test_more_workers_than_resources_is_refused(tmp_path: Path, shards: ShardSet, ray_head: Any) -> None:
+    with pytest.raises(BadInput, match="what is there: 4 CPU, 0 GPU"):
+        in_process(tmp_path, shards, scaling='{"workers": 2, "accelerator": "gpu"}', ray_address=ray_head.address)
