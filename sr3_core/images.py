@@ -22,7 +22,7 @@ Format = Literal["png", "jpeg"]
 Array = NDArray[Any]
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: 256 MiB at 3 bytes a pixel
-PNG_LEVEL = 1  # zlib level: 1.5 times faster in all than level 6 and a tenth larger (PERF: PNG-6 is most of a naive prepare)
+PNG_LEVEL = 1  # zlib level: 1.5 times faster in all than level 6 and a tenth larger
 EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg"}
 CHANNELS = (1, 3)  # what ``decode`` can give
 

@@ -2,7 +2,7 @@
 
 Step k of the run sees the global sample indices [k B, (k + 1) B), B = global_batch. They are cut into micro-batches of the fixed
 size m; rank r of W takes the B / (m W) micro-batches after the r B / (m W)-th. So the union, and each micro-batch, is the same for
-any number of workers, and the position is one integer: images seen (DESIGN.md 3.5).
+any number of workers, and the position is one integer: images seen.
 """
 
 import math

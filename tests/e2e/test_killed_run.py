@@ -1,5 +1,5 @@
 """A run that is stopped - by TERM, by kill -9 of `sr3 run`, by kill -9 of a training worker - and started again by the same command
-ends finished, with bundles equal to those of an undisturbed run (DESIGN 3.5), and leaves no process behind."""
+ends finished, with bundles equal to those of an undisturbed run, and leaves no process behind."""
 
 import json
 import os

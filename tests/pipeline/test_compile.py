@@ -51,7 +51,7 @@ def test_one_train_task_per_stage_and_no_cache(tmp_path: Path) -> None:
 
 
 def test_rooms_hand_on_strings_and_assign_no_uri(tmp_path: Path) -> None:
-    """RUNTIME 2: artifacts are receipts; no room takes one in."""
+    """Artifacts are receipts; no room takes one in."""
     spec = compiled(config.load("demo"), tmp_path)[0]
     for name, component in spec["components"].items():
         assert "artifacts" not in component.get("inputDefinitions", {}), name
