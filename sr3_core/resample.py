@@ -21,4 +21,4 @@ def resample(image: Tensor, size: tuple[int, int], filter: str) -> Tensor:
 
 
 def _matrix(size_in: int, size_out: int, filter: str, like: Tensor) -> Tensor:
-    return torch.from_numpy(resize_matrix(size_in, size_out, filter)).to(device=like.device, dtype=like.dtype)
+    return torch.tensor(resize_matrix(size_in, size_out, filter), device=like.device, dtype=like.dtype)
