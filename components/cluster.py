@@ -189,7 +189,7 @@ def map_tasks(
 def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fingerprint: str, working_dir: str | None = None) -> None:
     """Run ``python -m module arguments`` as a Ray job at ``address`` (http://HOST:PORT), print its log, and end as it ends.
 
-    The job's id is ``sr3-<fingerprint>-<attempt>``: a retried caller follows the attempt that is still running. Raises BadInput
+    The job's id is ``sr3-<fingerprint>-<attempt>``: a retried caller follows its attempt that is still running. Raises BadInput
     when the address does not answer or the job ends with exit code 2, Failed when it ends otherwise; when the caller is
     interrupted, the job is stopped. ``working_dir`` uploads a folder (a developer's path; None: the code of the cluster's image).
     """
@@ -200,25 +200,24 @@ def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fi
 
     try:
         client = JobSubmissionClient(address)
-        attempts = {
-            job.submission_id: job.status for job in client.list_jobs() if (job.submission_id or "").startswith(f"sr3-{fingerprint}-")
-        }
+        attempts = [job for job in client.list_jobs() if (job.submission_id or "").startswith(f"sr3-{fingerprint}-")]
     except (ConnectionError, RuntimeError) as error:
         raise BadInput(
             f"ray job address {address} does not answer ({_last_line(error)})",
             "the dashboard address of a Ray head",
             "check it and that the head runs",
         ) from None
-    alive = [job for job, status in attempts.items() if not status.is_terminal()]
+    entrypoint = shlex.join(["python", "-m", module, *arguments])
+    alive = [job for job in attempts if not job.status.is_terminal() and job.entrypoint == entrypoint]
     if alive:
-        job = str(alive[0])
+        job = str(alive[0].submission_id)
         say("ray", f"following job {job}, which runs already")
     else:
         runtime_env: dict[str, Any] = {"env_vars": {CODE_HASH_VARIABLE: code_hash()}}
         if working_dir is not None:
             runtime_env["working_dir"] = working_dir
         job = client.submit_job(
-            entrypoint=shlex.join(["python", "-m", module, *arguments]),
+            entrypoint=entrypoint,
             submission_id=f"sr3-{fingerprint}-{len(attempts)}",
             runtime_env=runtime_env,
         )
