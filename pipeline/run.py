@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components import entry
-from pipeline import DEFAULT_MODEL, DEFAULT_ROOT, console, dag, preflight
+from pipeline import console, dag, preflight
 from sr3_core import config, processes, storage, tracking_uri
 from sr3_core.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, BadInput, Failed
 
@@ -25,6 +25,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAMPLE_SECONDS = 2.0
 _PATIENCE_SECONDS = 8.0  # for a room to close its leases, its MLflow run and its Ray
 _PR_SET_CHILD_SUBREAPER = 36
+_DEMO_MODEL = "models:/sr3-demo@champion"  # alone in its MLflow as a rule, so `sr3 upscale` finds it unnamed
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def run(recipe_name: str, overrides: list[str], *, root: str, mlflow_uri: str, r
 def resolve(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: str, run_key: str) -> Place:
     """Absolute runtime parameters with their defaults: ./sr3-runs, sqlite under root, no Ray, the recipe's run key."""
     config.refuse_secrets({"root": root, "mlflow_uri": mlflow_uri, "ray_address": ray_address})
-    default = storage.absolute(DEFAULT_ROOT)
+    default = storage.absolute(tracking_uri.DEFAULT_ROOT)
     root = storage.absolute(root) if root else default
     uri = tracking_uri.absolute(mlflow_uri) if mlflow_uri else tracking_uri.default_uri(root)
     return Place(root=root, mlflow_uri=uri, ray_address=ray_address, run_key=run_key or dag.default_run_key(recipe), default_root=default)
@@ -219,7 +220,7 @@ def next_commands(place: Place, recipe: config.Recipe) -> list[str]:
     model = f"models:/{recipe.export.model}@{recipe.export.alias}"
     root = "" if place.root == place.default_root else f" --root '{place.root}'"
     mlflow = "" if place.mlflow_uri == tracking_uri.default_uri(place.root) else f" --mlflow-uri '{place.mlflow_uri}'"
-    named = "" if model == DEFAULT_MODEL else f" --model {model}"
+    named = "" if model == _DEMO_MODEL else f" --model {model}"
     return [
         f"sr3 upscale PHOTO.jpg -o BIG.png{named}{mlflow}{root}",
         f"sr3 run demo --set data.source=folder --set data.split.by=content_hash --set data.options.uri=YOUR_PHOTOS{mlflow}{root}",

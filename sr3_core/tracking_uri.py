@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from sr3_core.config import refuse_secrets
 from sr3_core.errors import BadInput
 
+DEFAULT_ROOT = "sr3-runs"  # in the folder a command is given in
 SQLITE = "sqlite:///"
 _ALLOWED = "http(s)://host:port of an MLflow server, or sqlite:////absolute/path/mlflow.db"
 
