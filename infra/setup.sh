@@ -22,7 +22,7 @@ refuse() {
 }
 
 preflight() {
-  command -v "$PYTHON" >/dev/null || refuse "$PYTHON is missing; install the package python3 (3.11, 3.12 or 3.13), or name another: make PYTHON=python3.12 ..."
+  "$PYTHON" -c '' 2>/dev/null || refuse "$PYTHON is missing or does not start; install the package python3 (3.11, 3.12 or 3.13), or name another: make PYTHON=python3.12 ..."
   "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' ||
     refuse "$PYTHON is $("$PYTHON" -c 'import platform; print(platform.python_version())'); allowed: 3.11, 3.12, 3.13; install the package python3.11, python3.12 or python3.13, then make PYTHON=python3.12 ..."
   "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null ||
