@@ -293,7 +293,9 @@ def parse(section: type[SectionT], values: Any) -> SectionT:
         try:
             values = json.loads(values)
         except json.JSONDecodeError as error:
-            raise BadInput(f"a {section.__name__} section that is not JSON ({error})", "one JSON object", "pass the section as JSON") from None
+            raise BadInput(
+                f"a {section.__name__} section that is not JSON ({error})", "one JSON object", "pass the section as JSON"
+            ) from None
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -369,7 +371,9 @@ def _read_extending(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
-        raise BadInput(f"unknown recipe {name_or_path!r}", nearest(name_or_path, recipe_names()), "name one of these or give the path of a YAML file")
+        raise BadInput(
+            f"unknown recipe {name_or_path!r}", nearest(name_or_path, recipe_names()), "name one of these or give the path of a YAML file"
+        )
     if str(path) in seen:
         raise BadInput(f"recipe {path} extends itself", "a chain without a circle", "mend its 'extends'")
     values = _parse_yaml(path.read_text(encoding="utf-8"), str(path))

@@ -30,5 +30,7 @@ def load(kind: Kind, name: str) -> ModuleType:
         try:
             return importlib.import_module(name)
         except ImportError as error:
-            raise BadInput(f"plug-in {name} does not import ({error})", f"an importable module for {kind}", "check PYTHONPATH and the spelling") from None
-    raise BadInput(f"unknown {kind} plug-in {name!r}", nearest(name, names(kind)), f"name one of these or a dotted module, or add sr3_core/{kind.replace('.', '/')}/{name}.py")
+            got = f"plug-in {name} does not import ({error})"
+            raise BadInput(got, f"an importable module for {kind}", "check PYTHONPATH and the spelling") from None
+    file = f"sr3_core/{kind.replace('.', '/')}/{name}.py"
+    raise BadInput(f"unknown {kind} plug-in {name!r}", nearest(name, names(kind)), f"name one of these or a dotted module, or add {file}")

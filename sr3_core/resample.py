@@ -1,8 +1,8 @@
 """Resizing of batches, with the operator that prepare uses on files (``images.resize``), so that a consistency is exact."""
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
+from torch.nn import functional
 
 from sr3_core.images import resize_matrix
 

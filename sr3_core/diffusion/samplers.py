@@ -11,6 +11,7 @@ terminal SNR) is left by y' = sqrt(t) x0 + sqrt(1 - t) y. Symbols: s the current
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import exp, expm1, log, log1p, sqrt
 
 from torch import Tensor
@@ -21,7 +22,7 @@ Noise = Callable[[int], Tensor]
 
 def ancestral(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise, *, posterior_variance: bool = False) -> Tensor:
     """SR3, algorithm 2: the mean of q(y_next | y, x0) plus noise of variance beta (SR3) or of the posterior (DDPM, eq. 7)."""
-    for step, (s, t) in enumerate(zip(gammas[:-1], gammas[1:], strict=True)):
+    for step, (s, t) in enumerate(pairwise(gammas)):
         x0 = denoise(y, s)
         if t == 1.0:
             return x0
@@ -37,7 +38,7 @@ def ancestral(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise
 
 def ddim(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise, *, eta: float = 0.0) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12); eta = 0 draws no noise, eta = 1 is the ancestral sampler with the posterior's variance."""
-    for step, (s, t) in enumerate(zip(gammas[:-1], gammas[1:], strict=True)):
+    for step, (s, t) in enumerate(pairwise(gammas)):
         x0 = denoise(y, s)
         if t == 1.0:
             return x0
@@ -67,7 +68,7 @@ def unipc(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise) ->
     made at the predicted point; that output is kept for the next step, so one call a step."""
     x0 = denoise(y, gammas[0])
     before: tuple[Tensor, float] | None = None  # x0 and half log-SNR of the step before
-    for s, t in zip(gammas[:-1], gammas[1:], strict=True):
+    for s, t in pairwise(gammas):
         if t == 1.0:
             return x0
         if s == 0.0:
@@ -93,7 +94,7 @@ def unipc(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise) ->
 
 def heun(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise) -> Tensor:
     """Heun's second-order step on the probability-flow ODE in half log-SNR (x0 form); two calls a step, one for the last."""
-    for s, t in zip(gammas[:-1], gammas[1:], strict=True):
+    for s, t in pairwise(gammas):
         x0 = denoise(y, s)
         if t == 1.0:
             return x0
@@ -109,7 +110,7 @@ def heun(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise) -> 
 
 def _multistep(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise | None, *, order: int) -> Tensor:
     before: tuple[Tensor, float] | None = None  # x0 of the step before, and its h
-    for step, (s, t) in enumerate(zip(gammas[:-1], gammas[1:], strict=True)):
+    for step, (s, t) in enumerate(pairwise(gammas)):
         x0 = denoise(y, s)
         if t == 1.0:
             return x0

@@ -50,7 +50,7 @@ class Options(Section):
 def build(options: Options, stage: Stage) -> "UNet":
     """A freshly initialised network for ``stage`` (from torch's global generator)."""
     network = UNet(options, channels=stage.channels, conditional=stage.low is not None)
-    return network.to(memory_format=torch.channels_last)
+    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch's stub lacks this overload
 
 
 class UNet(nn.Module):

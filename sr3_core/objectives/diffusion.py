@@ -38,7 +38,7 @@ class Options(Section):
 
 
 class Sampling(Section):
-    """How a sample is drawn. A log-SNR grid goes from ``start`` to ``end`` (half log-SNR; they default to the span of training), then to x0.
+    """How a sample is drawn. A log-SNR grid runs ``start`` to ``end`` (half log-SNR; default: the span of training), then to x0.
 
     ``projection``: passes of x0 += up(low - down(x0)) at each step and once at the end, 0 for none; ``clip``: x0 is kept in [-1, 1].
     """

@@ -13,7 +13,15 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     "unet": [
         {"channels": 8, "multipliers": [1, 2], "blocks": 1},
         {"channels": 8, "multipliers": [1, 2], "blocks": 1, "stem": 2, "noise_conditioning": "affine", "fed": "log_snr", "dropout": 0.1},
-        {"channels": 8, "multipliers": [1, 2, 2], "blocks": 2, "attention_factors": [2], "heads": 2, "fed": "sqrt_gamma", "skip_scale": 1.0},
+        {
+            "channels": 8,
+            "multipliers": [1, 2, 2],
+            "blocks": 2,
+            "attention_factors": [2],
+            "heads": 2,
+            "fed": "sqrt_gamma",
+            "skip_scale": 1.0,
+        },
     ],
 }
 CASES = [(name, options) for name in plugins.names("models") for options in SMALL.get(name, [{}])]

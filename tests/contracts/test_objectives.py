@@ -23,9 +23,10 @@ CASES = [(name, options) for name in plugins.names("objectives") for options in 
 
 
 def stage(name: str, options: dict[str, Any], *, low: int | None = 4, **sampling: Any) -> Stage:
+    network = {"channels": 16, "multipliers": [1, 2], "blocks": 1, "fed": "log_snr", "embedding_scale": 1.0}
     values = {
         "name": "s", "low": low, "high": 16,
-        "model": {"name": "unet", "options": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "fed": "log_snr", "embedding_scale": 1.0}},
+        "model": {"name": "unet", "options": network},
         "objective": {"name": name, "options": options},
         "training": {"images": 8, "global_batch": 8, "micro_batch": 8, "checkpoint_images": 8, "log_images": 8, "seed": 2},
         "sampling": {"steps": 3, **sampling},

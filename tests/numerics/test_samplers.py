@@ -74,7 +74,13 @@ TABLE: dict[str, tuple[Sampler, str, dict[int, float]]] = {
     "sde_dpmpp_2m": (samplers.sde_dpmpp_2m, "log_snr", {20: 2.0e-3, 50: 9.0e-5, 100: 5.7e-6}),
     "heun": (samplers.heun, "log_snr", {49: 1.2e-3, 99: 6.2e-5, 199: 3.6e-6, 399: 2.4e-7}),
 }
-ORDERS = {"ancestral": (0.9, 100, 800), "ddim": (1.0, 100, 800), "dpmpp_2m": (1.9, 20, 160), "unipc": (2.9, 20, 50), "sde_dpmpp_2m": (1.9, 20, 160)}
+ORDERS = {
+    "ancestral": (0.9, 100, 800),
+    "ddim": (1.0, 100, 800),
+    "dpmpp_2m": (1.9, 20, 160),
+    "unipc": (2.9, 20, 50),
+    "sde_dpmpp_2m": (1.9, 20, 160),
+}
 
 
 def steps_for(name: str, calls: int) -> int:
