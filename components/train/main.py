@@ -11,6 +11,7 @@ from sr3_core.artifacts.bundle import ModelBundle
 from sr3_core.artifacts.lease import Lease, lease
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Scaling, Stage
+from sr3_core.data.loader import MicroBatches
 from sr3_core.errors import BadInput, Failed
 from sr3_core.progress import Progress, say
 from sr3_core.tracking import Tracker
@@ -50,6 +51,7 @@ def run(
     if shards.manifest_sha256 != shards_sha256:
         got = f"ShardSet {shards_uri} with manifest sha256 {shards.manifest_sha256[:12]}..."
         raise BadInput(got, f"{shards_sha256[:12]}..., as prepare handed it on", "run prepare again, or pass that ShardSet's sha256")
+    MicroBatches(shards, stage)  # refuses what it cannot serve, before Ray starts
     root, task = storage.absolute(root), f"{ROOM}-{stage.name}"
     mark = config.fingerprint(stage.canonical_json(), shards_sha256, f"train {bundle.SCHEMA_VERSION}")
     folder = storage.join(root, "train", stage.name, mark)

@@ -20,7 +20,7 @@ from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Data, Stage
 from sr3_core.data import shards as writer
 from sr3_core.data.sources import folder as source
-from sr3_core.errors import BadInput
+from sr3_core.errors import BadInput, Failed
 from tests.conftest import REPOSITORY, write_photos
 
 TRAINING = {"images": 320, "global_batch": 8, "micro_batch": 2, "checkpoint_images": 32, "log_images": 32}
@@ -172,6 +172,7 @@ def in_process(root: Path, shards: ShardSet, **changes: Any) -> room.TrainResult
         ({"scaling": '{"wrkers": 3}'}, "unknown key wrkers; allowed: workers"),
         ({"section": "{"}, "a Stage section that is not JSON"),
         ({"section": section(objective={"name": "difusion"})}, "unknown objectives plug-in 'difusion'; allowed: diffusion"),
+        ({"section": section(high=64)}, "64"),
         ({"shards_sha256": "0" * 64}, "with manifest sha256"),
         ({"shards_uri": "/nowhere"}, "/nowhere"),
         ({"ray_address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1"),
@@ -188,3 +189,13 @@ def test_bad_input_is_refused_before_any_work(tmp_path: Path, shards: ShardSet, 
 def test_more_workers_than_resources_is_refused(tmp_path: Path, shards: ShardSet, ray_head: Any) -> None:
     with pytest.raises(BadInput, match="what is there: 4 CPU, 0 GPU"):
         in_process(tmp_path, shards, scaling='{"workers": 2, "accelerator": "gpu"}', ray_address=ray_head.address)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_without_restarts(tmp_path: Path, shards: ShardSet, ray_head: Any) -> None:
+    objective = {"name": "tests.plugins.tiny_objective", "options": {"width": 8, "poison": 41}}
+    poisoned = section(objective=objective, model={"name": "tests.plugins.tiny_objective"}, sampling={})
+    with pytest.raises(Failed, match="stage x2, images 40 to 48, turn net: loss nan"):
+        in_process(tmp_path, shards, section=poisoned, ray_address=ray_head.address)
+    assert sorted(path.name for path in (next((tmp_path / "train" / "x2").iterdir()) / "checkpoints").iterdir()) == ["000000000032"]
+    ended = tracking.client(f"sqlite:///{tmp_path}/mlflow.db")
+    assert [run.info.status for run in ended.search_runs([tracking.experiment_id(f"sqlite:///{tmp_path}/mlflow.db")])] == ["FAILED"]

@@ -14,12 +14,11 @@ from sr3_core.seeds import generator
 
 
 class Options(Section):
-    """``poison``: the global sample index whose loss is not a number. ``crash``: raises there, as a broken plug-in would."""
+    """``poison``: the global sample index whose loss is not a number."""
 
     width: int = 64
     dropout: float = 0.2
     poison: int | None = None
-    crash: int | None = None
 
 
 class Net(nn.Module):
@@ -57,8 +56,6 @@ class Objective:
             return {"net": Net(self.options.width, self.options.dropout)}
 
     def loss(self, turn: str, players: Mapping[str, Callable[..., Tensor]], batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        if self.options.crash in batch.sample_index:
-            raise ZeroDivisionError("a broken plug-in")
         assert batch.low is not None
         output = players[turn](nn.functional.interpolate(batch.low, size=batch.high.shape[-2:]))
         loss = (output - batch.high + self.measured["mean"]).square().mean()
