@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
 
-locks := infra/images/requirements.lock infra/images/requirements-dev.lock infra/images/weights.lock infra/setup.sh pyproject.toml
+locks := infra/images/requirements.lock infra/images/requirements-dev.lock infra/images/weights.lock infra/setup.sh
 key := $(shell { cat $(locks); $(PYTHON) -V; } 2>/dev/null | sha256sum | cut -c1-12)
 venv := $(CURDIR)/.venv/$(key)
 bin := $(venv)/bin
