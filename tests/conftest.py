@@ -149,7 +149,7 @@ class Ended:
 def sr3() -> Callable[..., Ended]:
     """Run ``sr3 ARGS`` as a user does, in a process of its own; ``cwd`` and extra ``environment`` may be given."""
 
-    def run(*arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None, timeout: float = 400) -> Ended:
+    def run(*arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None, timeout: float = 800) -> Ended:
         done = subprocess.run(
             [str(BIN / "sr3"), *arguments], cwd=cwd, env={**os.environ, **(environment or {})}, capture_output=True, text=True,
             timeout=timeout, stdin=subprocess.DEVNULL,

@@ -15,6 +15,9 @@ from sr3_core import processes
 from tests.conftest import BIN, RECIPES, Ended
 
 
+pytestmark = pytest.mark.timeout(2400)
+
+
 @pytest.fixture(scope="module")
 def command(photos: Path) -> tuple[str, ...]:
     return ("run", str(RECIPES / "pair.yaml"), "--set", f"data.options.uri={photos}")
