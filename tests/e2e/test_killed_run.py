@@ -14,7 +14,6 @@ import pytest
 from sr3_core import processes
 from tests.conftest import BIN, RECIPES, Ended
 
-
 pytestmark = pytest.mark.timeout(2400)
 
 
