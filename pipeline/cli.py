@@ -92,6 +92,7 @@ def compile_(recipe: str, output: Path, overrides: tuple[str, ...], images: str,
 
     loaded = config.load(recipe, overrides)
     preflight.refuse_text(loaded, ray_address=ray_address)
+    preflight.check_plugins(loaded)
     submit.compile_to(loaded, output, images=images, ray_address=ray_address)
     click.echo(f"wrote {output}")
 
@@ -128,6 +129,8 @@ def submit(
     if not root or not mlflow_uri:
         raise BadInput("no --root or no --mlflow-uri", "both: the server's rooms share no disk with this machine", "give both")
     preflight.refuse_text(loaded, root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key)
+    preflight.check_source(loaded.data)
+    preflight.check_plugins(loaded)
     key = run_key or dag.default_run_key(loaded)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"

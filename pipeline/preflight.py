@@ -68,6 +68,7 @@ def check_plugins(recipe: config.Recipe) -> None:
     """Every plug-in loads and takes its options; so do the sampling options, the search's candidates, the variants and the gate."""
     from components.evaluate import plan, verdict
 
+    config.options(plugins.load("data.sources", recipe.data.source).Options, recipe.data.options, "data")
     evaluation = recipe.evaluation
     candidates = list(evaluation.search.candidates) if evaluation.search else []
     for stage in recipe.stages:

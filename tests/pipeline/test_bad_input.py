@@ -1,4 +1,5 @@
-"""Each bad input of `sr3 run` ends before any work: exit 2, one line that says what was got, nothing left that a later run would trust."""
+"""Each bad input of `sr3 run`, `sr3 compile` and `sr3 submit` ends before any work: exit 2, one line that says what was got, nothing
+left that a later run would trust."""
 
 import socket
 import threading
@@ -17,13 +18,14 @@ TINY = str(RECIPES / "tiny.yaml")
 
 @pytest.fixture
 def run(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """``sr3 run`` in this process, in an empty folder; checks that it refused in one line and wrote nothing but an empty root."""
+    """``sr3 run`` (or another ``command``) in this process, in an empty folder; checks that it refused in one line and wrote nothing
+    but an empty root."""
     monkeypatch.chdir(tmp_path)
 
-    def refused(recipe: str, *arguments: str, says: str, source: Path | None = photos) -> Result:
+    def refused(recipe: str, *arguments: str, says: str, source: Path | None = photos, command: str = "run") -> Result:
         given = ["--set", f"data.options.uri={source}"] if source else []
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        done = CliRunner().invoke(cli.main, ["run", recipe, *given, *arguments])
+        done = CliRunner().invoke(cli.main, [command, recipe, *given, *arguments])
         assert done.exit_code == 2, done.output + repr(done.exception)
         assert done.stderr.startswith("sr3: bad input: ") and done.stderr.count("\n") == 1, done.stderr
         assert says in done.stderr and "; do: " in done.stderr
@@ -37,33 +39,47 @@ def test_unknown_recipe_names_the_nearest(run: Callable[..., Result]) -> None:
     run("demmo", says="demo (nearest)", source=None)
 
 
+WRONG_VALUES = [
+    ("data.levelz=[16,32]", "levels (nearest)"),
+    ("stages.x2.training.imagess=8", "images (nearest)"),
+    ("stages.x2.training.images=many", "stages.0.training.images='many'"),
+    ("stages.7.training.images=8", "no item '7'"),
+    ("stages.x2.model=null", "stages.0.model"),
+    ("data.levels=null", "data.levels=None"),
+    ("stages.x2.training.images=12", "multiple of global_batch"),
+    ("stages.x2.model.name=unnet", "unet (nearest)"),
+    ("stages.x2.model.options.channelz=3", "channels (nearest)"),
+    ("stages.x2.objective.name=difusion", "diffusion (nearest)"),
+    ("stages.x2.objective.options.prediction=epsilon", "prediction='epsilon'"),
+    ("stages.x2.sampling.sampler=euler", "sampler='euler'"),
+    ("evaluation.metrics=[psnr, lpipz]", "lpips (nearest)"),
+    ("evaluation.gate=[{metric: lpips, limit: 1}]", "lpips"),
+    ("evaluation.gate=[{metric: psnr, than: nearest}]", "than='nearest'"),
+    ("scaling.workers=0", "scaling.workers=0"),
+    ("nonsense", "nonsense"),
+    ("data.source=foldr", "folder (nearest)"),
+    ("data.options.urll=x", "uri (nearest)"),
+    ("data.source=no.such.module", "does not import"),
+]
+
+
+@pytest.mark.parametrize("command", [("run",), ("compile", "-o", "pipeline.yaml")], ids=["run", "compile"])
+@pytest.mark.parametrize(("change", "says"), WRONG_VALUES)
+def test_wrong_values_name_themselves(change: str, says: str, command: tuple[str, ...], run: Callable[..., Result]) -> None:
+    run(TINY, *command[1:], "--set", change, says=says, command=command[0])
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("data.levelz=[16,32]", "levels (nearest)"),
-        ("stages.x2.training.imagess=8", "images (nearest)"),
-        ("stages.x2.training.images=many", "stages.0.training.images='many'"),
-        ("stages.7.training.images=8", "no item '7'"),
-        ("stages.x2.model=null", "stages.0.model"),
-        ("data.levels=null", "data.levels=None"),
-        ("stages.x2.training.images=12", "multiple of global_batch"),
-        ("stages.x2.model.name=unnet", "unet (nearest)"),
         ("stages.x2.model.options.channelz=3", "channels (nearest)"),
-        ("stages.x2.objective.name=difusion", "diffusion (nearest)"),
-        ("stages.x2.objective.options.prediction=epsilon", "prediction='epsilon'"),
-        ("stages.x2.sampling.sampler=euler", "sampler='euler'"),
         ("evaluation.metrics=[psnr, lpipz]", "lpips (nearest)"),
-        ("evaluation.gate=[{metric: lpips, limit: 1}]", "lpips"),
-        ("evaluation.gate=[{metric: psnr, than: nearest}]", "than='nearest'"),
-        ("data.source=foldr", "folder (nearest)"),
-        ("data.options.urll=x", "uri (nearest)"),
-        ("data.source=no.such.module", "does not import"),
-        ("scaling.workers=0", "scaling.workers=0"),
-        ("nonsense", "nonsense"),
+        ("data.options.uri=nowhere", "does not exist"),
     ],
 )
-def test_wrong_values_name_themselves(change: str, says: str, run: Callable[..., Result]) -> None:
-    run(TINY, "--set", change, says=says)
+def test_submit_refuses_them_before_it_asks_the_server(change: str, says: str, run: Callable[..., Result]) -> None:
+    server = ("--endpoint", f"http://127.0.0.1:{free_port()}", "--root", "gs://bucket/runs", "--mlflow-uri", "http://mlflow:5000")
+    run(TINY, *server, "--set", change, says=says, command="submit")
 
 
 @pytest.mark.parametrize(("text", "says"), [("name: [", "YAML"), ("name: a\nname: b\n", "name"), ("- 1\n", "mapping"), ("", "")])
