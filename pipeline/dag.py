@@ -14,6 +14,8 @@ from components.train.component import train
 from pipeline import resources
 from sr3_core import config
 
+_PROGRESS_SECONDS = "60"  # a server keeps every line, for runs of days
+
 
 def build(
     recipe: config.Recipe, *, on_server: bool = True, images: str = resources.IMAGES, ray_address: str = ""
@@ -31,6 +33,7 @@ def build(
             wanted = resources.of(room, recipe.scaling, ray_address=ray_address)
             task.set_cpu_request(wanted.cpu).set_memory_request(wanted.memory).set_memory_limit(wanted.memory)
             task.set_retry(wanted.retries, backoff_duration="30s", backoff_factor=2.0)
+            task.set_env_variable("SR3_PROGRESS_SECONDS", _PROGRESS_SECONDS)
             if wanted.gpu:
                 task.set_accelerator_type(resources.ACCELERATOR).set_accelerator_limit(wanted.gpu)
         return task
