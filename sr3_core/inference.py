@@ -20,7 +20,7 @@ from sr3_core.tiling import TiledNetwork
 
 REGISTERED = "models:/"
 BUNDLE = "artifacts/bundle"  # where the bundle is inside a registered model: artifacts={"bundle": .../bundle}
-MAX_OUTPUT_PIXELS = 32 * 1024 * 1024  # the sampler holds about ten float32 images of this size: 4 GB
+MAX_OUTPUT_PIXELS = 64 * 1024 * 1024  # the sampler holds about ten float32 images of this size: 8 GB
 
 
 class Upscaler:
@@ -64,7 +64,8 @@ class Upscaler:
         height, width = image.shape[:2]
         if height * width * self.scale**2 > MAX_OUTPUT_PIXELS:
             got = f"an output of {width * self.scale} x {height * self.scale} pixels ({width} x {height}, x{self.scale})"
-            raise BadInput(got, f"at most {MAX_OUTPUT_PIXELS // 1024**2} megapixels", "take a smaller image or one stage alone (--stage)")
+            allowed = f"at most {MAX_OUTPUT_PIXELS // 1024**2} megapixels"
+            raise BadInput(got, allowed, self._smaller(height, width))
         padded = reflected(image, self._multiple())
         low = torch.from_numpy(images.to_unit(padded))[None]
         drawn = np.array([seeds.from_key(f"upscale {sample}", seed)], dtype=np.int64)
@@ -78,6 +79,18 @@ class Upscaler:
             if on_stage is not None:
                 on_stage(bundle.stage.name)
         return images.from_unit(made[0][0].cpu().numpy())[: height * self.scale, : width * self.scale]
+
+    def _smaller(self, height: int, width: int) -> str:
+        """What to do with an image that is too large for all stages together."""
+        first = self.cascade.bundles[0].stage
+        if len(self.cascade.bundles) > 1 and height * width * first.scale**2 <= MAX_OUTPUT_PIXELS:
+            return f"take the first stage alone (--stage {first.name}, x{first.scale}), or an image of at most {self._most(self.scale)}"
+        return f"take an image of at most {self._most(first.scale)} for x{first.scale} (--stage {first.name})"
+
+    @staticmethod
+    def _most(scale: int) -> str:
+        side = math.isqrt(MAX_OUTPUT_PIXELS // scale**2)
+        return f"{side} x {side} pixels"
 
     def to_accelerator(self) -> "Upscaler":
         """Move every network to the GPU when there is one."""
