@@ -143,6 +143,7 @@ def map_tasks(
     retries: int = 2,
     on_done: Callable[[Item, Result], None] | None = None,
     cpus_per_task: float = 1,
+    gpus_per_task: float = 0,
     at_once: int | None = None,
     name: Callable[[Item], str] = repr,
 ) -> list[Result]:
@@ -150,13 +151,15 @@ def map_tasks(
 
     A task that raises, or whose process dies, is tried ``retries`` times more; BadInput is never retried and passes through.
     On a final error the other tasks are cancelled and Failed names the item. ``on_done`` is called here as each one ends,
-    in order of completion. At most ``at_once`` tasks (None: as many as the CPUs take) are in flight.
+    in order of completion. At most ``at_once`` tasks (None: as many as the CPUs and GPUs take) are in flight. A task sees the GPUs
+    that it asked for and no others; its process goes on to the next task, with the models that it holds.
     """
     import ray
     from ray.exceptions import RayError
 
-    limit = at_once or max(1, int(ray.cluster_resources().get("CPU", 1) // max(cpus_per_task, 1e-3)))
-    remote = ray.remote(num_cpus=cpus_per_task, max_retries=0)(function)
+    limit = at_once or _at_once(cpus_per_task, gpus_per_task)
+    # max_calls=0: Ray would end a process with a GPU after one task, and each task would load its models again
+    remote = ray.remote(num_cpus=cpus_per_task, num_gpus=gpus_per_task, max_retries=0, max_calls=0)(function)
     results: dict[int, Result] = {}
     running: dict[Any, tuple[int, int]] = {}  # reference -> (index, attempt)
     waiting = [(index, 0) for index in reversed(range(len(items)))]
@@ -305,6 +308,15 @@ def _resources(address: str, *, shared: bool, workers: int, cpus_per_worker: int
         )
     say(room, f"{label}: {have}; {need}")
     return Cluster(address=address, cpus=cpus, gpus=gpus, cpus_per_worker=each)
+
+
+def _at_once(cpus: float, gpus: float) -> int:
+    """How many tasks of ``cpus`` and ``gpus`` each run side by side on this Ray; at least 1."""
+    import ray
+
+    there = ray.cluster_resources()
+    by_cpus = there.get("CPU", 1) // max(cpus, 1e-3)
+    return max(1, int(min(by_cpus, there.get("GPU", 0) // gpus) if gpus else by_cpus))
 
 
 def _check_socket_path() -> None:

@@ -22,7 +22,7 @@ class Resources:
 #                      cpu   memory   gpu  retries
 TABLE = {
     "prepare":  Resources("4",  "8Gi",  0, 2),
-    "train":    Resources("8",  "32Gi", 1, 3),   # gpu: per worker
+    "train":    Resources("8",  "32Gi", 1, 3),   # gpu: per worker, here and below
     "evaluate": Resources("8",  "32Gi", 1, 2),
     "export":   Resources("2",  "8Gi",  0, 2),
     "finish":   Resources("1",  "2Gi",  0, 2),
@@ -32,8 +32,7 @@ TABLE = {
 def of(room: str, scaling: Scaling, *, ray_address: str = "") -> Resources:
     """The room's row, its accelerators derived from ``scaling``: none on CPUs, and none with ``ray_address`` (the work runs there)."""
     row = TABLE[room]
-    workers = scaling.workers if room == "train" else 1
-    gpu = row.gpu * workers if scaling.accelerator == "gpu" and not ray_address else 0
+    gpu = row.gpu * scaling.workers if scaling.accelerator == "gpu" and not ray_address else 0
     return Resources(row.cpu, row.memory, gpu, row.retries)
 
 

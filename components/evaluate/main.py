@@ -102,8 +102,9 @@ def _over_ray(prepared: "Evaluating", scaling: Scaling, ray_address: str) -> tup
 
         def mapper(jobs: Sequence[Job], on_done: Callable[[Job, list[Measurement]], None]) -> list[list[Measurement]]:
             return cluster.map_tasks(
-                work.run, jobs, retries=RETRIES, on_done=on_done, cpus_per_task=ray.cpus_per_worker, at_once=scaling.workers, name=_job_name
-            )
+                work.run, jobs, retries=RETRIES, on_done=on_done, cpus_per_task=ray.cpus_per_worker, gpus_per_task=gpus,
+                at_once=scaling.workers, name=_job_name,
+            )  # fmt: skip
 
         return prepared.measure(mapper, threads=ray.cpus_per_worker, device="cuda" if gpus else "cpu")
 

@@ -67,9 +67,10 @@ def test_accelerators_follow_scaling(tmp_path: Path) -> None:
     overrides = ["scaling.accelerator=gpu", "scaling.workers=2"]
     recipe = config.load("demo", overrides)
     here = compiled(recipe, tmp_path)[0]["deploymentSpec"]["executors"]
-    assert here["exec-train"]["container"]["resources"]["accelerator"] == {
-        "count": "2", "resourceCount": "2", "resourceType": "nvidia.com/gpu", "type": "nvidia.com/gpu",
-    }  # fmt: skip
+    for room in ("train", "evaluate"):  # as many as the room asks Ray for
+        assert here[f"exec-{room}"]["container"]["resources"]["accelerator"] == {
+            "count": "2", "resourceCount": "2", "resourceType": "nvidia.com/gpu", "type": "nvidia.com/gpu",
+        }  # fmt: skip
     assert "accelerator" not in here["exec-prepare"]["container"]["resources"]
     remote = compiled(recipe, tmp_path, ray_address="http://head:8265")[0]["deploymentSpec"]["executors"]
     assert all("accelerator" not in executor["container"]["resources"] for executor in remote.values())
