@@ -4,20 +4,19 @@ A recipe is a YAML file under ``sr3_core/recipes`` (or a path). Every section is
 receives only its own section, as one canonical JSON string, so that a change elsewhere leaves its result up to date.
 """
 
-import difflib
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sr3_core.errors import BadInput
+from sr3_core import recipe_file
+from sr3_core.errors import BadInput, nearest
+from sr3_core.recipe_file import RECIPES, recipe_names, refuse_secrets
 
-RECIPES = Path(__file__).parent / "recipes"
+__all__ = ["RECIPES", "nearest", "recipe_names", "refuse_secrets"]  # beside what is defined here
+
 MAX_SECTION_BYTES = 64 * 1024  # a section travels as one pipeline parameter
 SPLITS = ("train", "val", "test")
 SplitName = Literal["train", "val", "test"]
@@ -48,9 +47,9 @@ class Plugin(Section):
 
 
 class Split(Section):
-    """How photos are divided: as the source publishes it, or by content hash into the shares given."""
+    """How photos are divided: as published, or by content hash into the shares given; auto: as published where every photo is."""
 
-    by: Literal["published", "content_hash"] = "content_hash"
+    by: Literal["auto", "published", "content_hash"] = "auto"
     val: float = Field(default=0.1, ge=0, lt=1)
     test: float = Field(default=0.1, ge=0, lt=1)
     minimum: dict[SplitName, int] = {"train": 1, "val": 1, "test": 1}
@@ -191,7 +190,7 @@ class Rule(Section):
 
     metric: str
     than: str | None = None
-    limit: float | None = None
+    limit: float | None = Field(default=None, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _one_of(self) -> "Rule":
@@ -273,18 +272,9 @@ def fingerprint(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the project."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or path and apply ``a.b=c`` overrides. Raises BadInput with the nearest valid name or key."""
-    values = _read_extending(name_or_path, seen=())
-    for override in overrides:
-        _apply(values, override)
-    refuse_secrets(values)
-    return parse(Recipe, values)
+    return parse(Recipe, recipe_file.read(name_or_path, overrides))
 
 
 def parse(section: type[SectionT], values: Any) -> SectionT:
@@ -296,6 +286,7 @@ def parse(section: type[SectionT], values: Any) -> SectionT:
             raise BadInput(
                 f"a {section.__name__} section that is not JSON ({error})", "one JSON object", "pass the section as JSON"
             ) from None
+    refuse_secrets(values)
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -308,136 +299,6 @@ def options(section: type[SectionT], values: Mapping[str, Any], owner: str) -> S
         return section.model_validate(dict(values))
     except ValidationError as error:
         raise _as_bad_input(section, error, prefix=f"{owner}.options.") from None
-
-
-def nearest(got: str, allowed: Sequence[str]) -> str:
-    """The allowed values as text, the nearest to ``got`` first when there is one."""
-    close = difflib.get_close_matches(got, allowed, n=1, cutoff=0.5)
-    listed = ", ".join(allowed)
-    return f"{close[0]} (nearest) of {listed}" if close else listed
-
-
-_SECRET_KEY = re.compile(r"token|secret|password|access_key|credential", re.IGNORECASE)
-_SECRET_URI = re.compile(r"://[^/\s]*@|[?&][^=\s]*(signature|token|credential|sig)=", re.IGNORECASE)
-
-
-def refuse_secrets(values: Any, where: str = "") -> None:
-    """Raise BadInput for keys and URIs that carry credentials: every value of a recipe is printed and stored. Values are not echoed."""
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            if _SECRET_KEY.search(str(key)):
-                raise _secret(f"key {where}{key}")
-            refuse_secrets(value, f"{where}{key}.")
-    elif isinstance(values, (list, tuple)):
-        for index, value in enumerate(values):
-            refuse_secrets(value, f"{where}{index}.")
-    elif isinstance(values, str) and _SECRET_URI.search(values):
-        raise _secret(f"the value of {where.rstrip('.') or 'a parameter'}")
-
-
-def _secret(what: str) -> BadInput:
-    return BadInput(
-        f"{what} carries a credential (not shown)",
-        "recipes and parameters without credentials",
-        "pass credentials by the environment or workload identity",
-    )
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice."""
-
-
-def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    written = [key.value for key, _ in node.value]
-    twice = {str(key) for key in written if written.count(key) > 1}
-    if twice:
-        raise yaml.constructor.ConstructorError(None, None, f"key given twice: {', '.join(sorted(twice))}", node.start_mark)
-    loader.flatten_mapping(node)  # '<<: *anchor' first, so that what is written wins
-    return {loader.construct_object(key, deep=True): loader.construct_object(value, deep=True) for key, value in node.value}  # type: ignore[no-untyped-call]
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def _parse_yaml(text: str, origin: str) -> Any:
-    try:
-        return yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise BadInput(f"{origin}: {error}", "YAML with each key once", "mend that line") from None
-
-
-def _read_extending(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    path = RECIPES / f"{name_or_path}.yaml"
-    if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        raise BadInput(
-            f"unknown recipe {name_or_path!r}", nearest(name_or_path, recipe_names()), "name one of these or give the path of a YAML file"
-        )
-    if str(path) in seen:
-        raise BadInput(f"recipe {path} extends itself", "a chain without a circle", "mend its 'extends'")
-    values = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(values, dict):
-        raise BadInput(f"{path} holds {type(values).__name__}", "a mapping of sections", "see sr3_core/recipes/demo.yaml")
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    return _merged(_read_extending(str(base), (*seen, str(path))), values)
-
-
-def _merged(base: Any, change: Any) -> Any:
-    if isinstance(base, dict) and isinstance(change, dict):
-        return {**base, **{key: _merged(base.get(key), value) for key, value in change.items()}}
-    return change
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one ``a.b=c``; list items by index or by their ``name`` (``stages.sr256.training.images=64``)."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise BadInput(f"--set {override!r}", "KEY=VALUE, as data.source=folder", "write the key, '=' and the value")
-    target: Any = values
-    *parents, last = key.split(".")
-    for part in parents:
-        target = _child(target, part, override)
-    value = _value(text, f"--set {key}")
-    if isinstance(target, list):
-        target[_index(target, last, override)] = value
-    elif isinstance(target, dict):
-        target[last] = value
-    else:
-        raise BadInput(f"--set {override!r}: {'.'.join(parents)} is a single value", "a key of a section", "shorten the key")
-
-
-def _value(text: str, origin: str) -> Any:
-    """YAML for what looks like it; any other text stands for itself, so that a path may hold '#', '%' or ': '."""
-    if text.lstrip()[:1] in ("[", "{", '"', "'"):
-        return _parse_yaml(text, origin)
-    try:
-        value = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
-        return text
-    return text if isinstance(value, (str, dict, list)) or " #" in text else value
-
-
-def _child(target: Any, part: str, override: str) -> Any:
-    if isinstance(target, list):
-        return target[_index(target, part, override)]
-    if isinstance(target, dict):
-        if target.get(part) is None:
-            target[part] = {}
-        return target[part]
-    raise BadInput(f"--set {override!r}: {part!r} is below a single value", "a key of a section", "shorten the key")
-
-
-def _index(target: list[Any], part: str, override: str) -> int:
-    names = [item.get("name") if isinstance(item, dict) else None for item in target]
-    if part in names:
-        return names.index(part)
-    if part.isdigit() and int(part) < len(target):
-        return int(part)
-    allowed = [str(name) for name in names if name] + [str(index) for index in range(len(target))]
-    raise BadInput(f"--set {override!r}: no item {part!r}", nearest(part, allowed), "name an item or its index")
 
 
 def _as_bad_input(section: type[Section], error: ValidationError, prefix: str = "") -> BadInput:

@@ -1,5 +1,8 @@
 """The one error a user can cause and mend. Exit codes and their meaning stand here; printing them is the entry's work."""
 
+import difflib
+from collections.abc import Sequence
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -21,6 +24,13 @@ class BadInput(Exception):
 
 class Failed(Exception):
     """A run that cannot go on although its input was good (a gate not passed, a server gone): one line, exit 1."""
+
+
+def nearest(got: str, allowed: Sequence[str]) -> str:
+    """The allowed values as text, the nearest to ``got`` first when there is one."""
+    close = difflib.get_close_matches(got, allowed, n=1, cutoff=0.5)
+    listed = ", ".join(allowed)
+    return f"{close[0]} (nearest) of {listed}" if close else listed
 
 
 def _one_line(text: str) -> str:

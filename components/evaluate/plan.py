@@ -118,7 +118,7 @@ def tasks(stages: Sequence[Stage]) -> list[Task]:
 def photos(shards: ShardSet, split: str) -> list[Photo]:
     """Every image of ``split``, in order."""
     samples = [shards.sample(split, index) for index in range(shards.count(split))]
-    return [Photo(split, index, item.key, item.content_hash, tuple(sorted(item.members))) for index, item in enumerate(samples)]
+    return [Photo(split, index, item.key, item.group, tuple(sorted(item.members))) for index, item in enumerate(samples)]
 
 
 def search_jobs(

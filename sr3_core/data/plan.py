@@ -112,7 +112,8 @@ def make(photos: Sequence[Photo], data: Data) -> Plan:
     """
     rejected = [_as_rejected(photo) for photo in photos if photo.reason]
     good = [photo for photo in photos if not photo.reason]
-    splits = _published(good, rejected) if data.split.by == "published" else _by_content_hash(good, data)
+    published = data.split.by == "published" or (data.split.by == "auto" and all(photo.split is not None for photo in good))
+    splits = _published(good, rejected) if published else _by_content_hash(good, data)
     accepted: dict[SplitName, list[Photo]] = {split: [] for split in SPLITS}
     for photo in good:
         split = splits.get(photo.key)
@@ -184,7 +185,7 @@ def _published(photos: Sequence[Photo], rejected: list[Rejected]) -> dict[str, S
             raise BadInput(
                 got,
                 f"a split of {', '.join(SPLITS)} for each photo",
-                "set data.split.by=content_hash, or sort the photos into such folders",
+                "set data.split.by=content_hash (or auto), or sort the photos into such folders",
             )
         other = holder.get(photo.content_hash)
         if other is None or SPLITS.index(photo.split) > SPLITS.index(cast(SplitName, other.split)):
@@ -200,10 +201,11 @@ def _published(photos: Sequence[Photo], rejected: list[Rejected]) -> dict[str, S
 
 
 def _by_content_hash(photos: Sequence[Photo], data: Data) -> dict[str, SplitName]:
-    """Split by key. The hash as a number in [0, 1): the lowest share is test, the next val, the rest train."""
-    groups: dict[str, list[Photo]] = {}
-    for photo in photos:
-        groups.setdefault(photo.content_hash, []).append(photo)
+    """Split by key. The hash as a number in [0, 1): the lowest share is test, the next val, the rest train.
+
+    What must not be parted - equal contents, and photos that their source says show one scene - goes by its smallest hash.
+    """
+    groups = _inseparable(photos)
     ordered = sorted(groups)
     where: dict[str, SplitName] = {}
     for content in ordered:
@@ -229,7 +231,25 @@ def _by_content_hash(photos: Sequence[Photo], data: Data) -> dict[str, SplitName
             if given is None:
                 break  # refuse_too_few says so
             where[given] = needy
-    return {photo.key: where[photo.content_hash] for photo in photos}
+    return {photo.key: where[content] for content, together in groups.items() for photo in together}
+
+
+def _inseparable(photos: Sequence[Photo]) -> dict[str, list[Photo]]:
+    """Photos that share a content or a ``group`` attribute, by the smallest content hash among them."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    for photo in photos:
+        if "group" in photo.attributes:
+            parent[root(f"group {photo.attributes['group']}")] = root(photo.content_hash)
+    together: dict[str, list[Photo]] = {}
+    for photo in photos:
+        together.setdefault(root(photo.content_hash), []).append(photo)
+    return {min(photo.content_hash for photo in members): members for members in together.values()}
 
 
 def _shards(split: SplitName, photos: Sequence[Photo], data: Data) -> list[ShardPlan]:

@@ -70,6 +70,7 @@ def test_wrong_values_are_one_clear_line(override: str, word: str) -> None:
         ("- a\n- b\n", "list"),
         ("extends: nobody\n", "unknown recipe 'nobody'"),
         ("name: x\n", "no value for data"),
+        ("{[1]: 2}\n", "YAML"),
     ],
 )
 def test_broken_recipe_files(tmp_path: Path, text: str, word: str) -> None:
@@ -79,6 +80,21 @@ def test_broken_recipe_files(tmp_path: Path, text: str, word: str) -> None:
 def test_a_recipe_that_extends_itself(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     refused("extends itself", recipe=written(tmp_path, f"extends: {path}\n"))
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
+    refused("cannot be read", recipe=str(tmp_path / "recipe.yaml"))
+
+
+def test_extends_looks_beside_the_recipe_first(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("extends: demo\nexport: {model: mine}\n")
+    assert config.load(written(tmp_path, "extends: base.yaml\n")).export.model == "mine"
+
+
+def test_a_section_by_itself_refuses_credentials_too() -> None:
+    with pytest.raises(BadInput, match="credential"):
+        config.parse(config.Plugin, '{"name": "x", "options": {"password": "CANARY"}}')
 
 
 def test_extends_holds_only_what_differs(tmp_path: Path) -> None:
@@ -93,7 +109,7 @@ def test_overrides_reach_items_by_name_and_by_index() -> None:
     assert by_name == by_index and by_name.stages[1].training.seed == 9
 
 
-@pytest.mark.parametrize("text", ["my photos #1", "%2F%x", "a: b", "- x", "@home", "12 # 13"])
+@pytest.mark.parametrize("text", ["my photos #1", "%2F%x", "a: b", "- x", "@home", "12 # 13", "2024", "2024-05-01", "2024-99-99"])
 def test_text_that_yaml_would_cut_or_refuse_stands_for_itself(text: str) -> None:
     assert config.load("demo", [f"data.options.uri={text}"]).data.options["uri"] == text
 
@@ -105,6 +121,9 @@ def test_text_that_yaml_would_cut_or_refuse_stands_for_itself(text: str) -> None
         "data.options.password=CANARY",
         "data.options.uri=https://user:CANARY@host/x",
         "data.options.uri=https://host/x?X-Goog-Signature=CANARY",
+        "name.password=CANARY",
+        "stages.9.password=CANARY",
+        "data.options.password={CANARY",
     ],
 )
 def test_credentials_are_refused_and_not_echoed(override: str) -> None:

@@ -187,6 +187,32 @@ def test_copies_share_a_split_and_published_copies_are_not_trained_on(source: Pa
     assert {split: made.count(split) for split in ("train", "val", "test")} == {"train": 2, "val": 1, "test": 3}
 
 
+def test_auto_takes_published_splits_where_every_photo_has_one(source: Path, tmp_path: Path) -> None:
+    """A flat folder is split by content; the same photos in folders of the three names as these say."""
+    assert sum(build(source, tmp_path / "flat").count(split) for split in ("train", "val", "test")) > 0
+    for split, seeds in {"train": (0, 1, 2, 3), "val": (4,), "test": (5,)}.items():
+        (tmp_path / "sorted" / split).mkdir(parents=True)
+        for seed in seeds:
+            (tmp_path / "sorted" / split / f"{seed}.png").write_bytes(images.encode(photo(seed)))
+    made = build(tmp_path / "sorted", tmp_path / "out")
+    assert {split: made.count(split) for split in ("train", "val", "test")} == {"train": 4, "val": 1, "test": 1}
+
+
+def test_photos_of_one_scene_stay_together() -> None:
+    """Whatever the hashes say: three photos of a group, one of them copied under another name, are on one side."""
+    digests = [hashlib.sha256(b"%d" % index).hexdigest() for index in range(40)]
+    attributes = [{"group": "wall"} if index in (3, 17, 29) else {} for index in range(40)]
+    photos = [
+        plan.Photo(f"{index}", f"/{index}", None, None, given, content_hash=digest, height=40, width=40)
+        for index, (digest, given) in enumerate(zip(digests, attributes, strict=True))
+    ]
+    photos.append(plan.Photo("copy", "/copy", None, None, {}, content_hash=digests[17], height=40, width=40))
+    made = plan.make(photos, section(split={"val": 0.3, "test": 0.3}))
+    splits = {sample.photo.key: shard.split for shard in made.shards for sample in shard.samples}
+    assert len({splits[key] for key in ("3", "17", "29", "copy")}) == 1
+    assert set(splits.values()) == {"train", "val", "test"}
+
+
 def test_published_split_must_be_there(source: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="has no published split"):
         build(source, tmp_path / "out", split={"by": "published"})
