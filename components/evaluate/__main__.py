@@ -40,7 +40,7 @@ def main(recipe: str, overrides: tuple[str, ...], section: str, folders: tuple[s
         root, shards_uri = storage.absolute(given["root"]), storage.absolute(given["shards_uri"])  # before the room changes its folder
         shards_sha256 = given["shards_sha256"] or _sha256(shards_uri, MANIFEST, "ShardSet")
         bundles = _bundles(folders, given["bundles"])
-        mlflow_uri = given["mlflow_uri"] or tracking.default_uri(root)
+        mlflow_uri = tracking.absolute(given["mlflow_uri"]) if given["mlflow_uri"] else tracking.default_uri(root)
     except BadInput as error:
         click.echo(str(error), err=True)
         raise SystemExit(EXIT_BAD_INPUT) from None

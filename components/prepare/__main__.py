@@ -29,7 +29,7 @@ def main(recipe: str, overrides: tuple[str, ...], section: str, **given: str) ->
     try:
         root = storage.absolute(given["root"])
         section, scaling, name = _section(recipe, overrides, section, given["scaling"])  # before the room changes its folder
-        mlflow_uri = given["mlflow_uri"] or tracking.default_uri(root)
+        mlflow_uri = tracking.absolute(given["mlflow_uri"]) if given["mlflow_uri"] else tracking.default_uri(root)
     except BadInput as error:
         click.echo(str(error), err=True)
         raise SystemExit(EXIT_BAD_INPUT) from None

@@ -36,7 +36,7 @@ def main(recipe: str, stage: str, overrides: tuple[str, ...], section: str, **gi
         if not storage.exists(storage.join(shards_uri, MANIFEST)):
             raise BadInput(f"no {MANIFEST} in {shards_uri}", "the folder of a finished ShardSet", "run python -m components.prepare")
         shards_sha256 = given["shards_sha256"] or storage.sha256(storage.join(shards_uri, MANIFEST))
-        mlflow_uri = given["mlflow_uri"] or tracking.default_uri(root)
+        mlflow_uri = tracking.absolute(given["mlflow_uri"]) if given["mlflow_uri"] else tracking.default_uri(root)
     except BadInput as error:
         click.echo(str(error), err=True)
         raise SystemExit(EXIT_BAD_INPUT) from None

@@ -1,5 +1,7 @@
 """The error protocol of the rooms: lines, files, exit codes, retries, the code look-up check, the orphan watch."""
 
+import contextlib
+import importlib
 import json
 import os
 import pickle
@@ -10,11 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from components import entry
 from sr3_core import processes, storage
 from sr3_core.errors import BadInput, Failed
-from tests.conftest import REPOSITORY
+from tests.conftest import RECIPES, REPOSITORY
 
 
 def guarded(body: str, root: Path, *, job_id: str = "", environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -31,6 +34,32 @@ def guarded(body: str, root: Path, *, job_id: str = "", environment: dict[str, s
 
 def recorded(root: Path) -> dict[str, object]:
     return json.loads((root / "runs" / "key" / "train-x.error.json").read_text())
+
+
+@pytest.mark.parametrize("room", ["prepare", "train", "evaluate", "export"])
+def test_a_relative_mlflow_uri_is_of_the_folder_one_stands_in(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, work = (importlib.import_module(f"components.{room}.{name}") for name in ("__main__", "main"))
+    (tmp_path / "work").mkdir()
+    storage.write_json(str(tmp_path / "shards" / "manifest.json"), {})
+    given: dict[str, str] = {}
+
+    def run(**values: str) -> None:
+        given.update(values)
+        raise SystemExit(77)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(work, "run", run)
+    monkeypatch.setattr(entry, "guard", lambda *_, **__: contextlib.chdir(tmp_path / "work"))
+    recipe = ["--recipe", str(RECIPES / "tiny.yaml")]
+    arguments = {
+        "prepare": recipe,
+        "train": [*recipe, "--stage=x2", "--shards-uri=shards"],
+        "evaluate": [*recipe, "--shards-uri=shards", "--bundles=[]"],
+        "export": ["--section={}", "--report-uri=eval", "--bundles=[]"],
+    }[room]
+    done = CliRunner().invoke(command.main, [*arguments, "--root=root", "--mlflow-uri=sqlite:///mlflow.db"])
+    assert done.exit_code == 77, done.output
+    assert (given["mlflow_uri"], given["root"]) == (f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "root"))
 
 
 def test_success_leaves_no_error_file_and_works_in_the_work_folder(tmp_path: Path) -> None:
