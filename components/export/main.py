@@ -3,17 +3,16 @@
 <root>/export/<fingerprint>/bundle/    a cascade folder (sr3_core/cascade.py), also for a single stage
 """
 
-import json
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.export import card, registry
 from sr3_core import config, storage, tracking
-from sr3_core.artifacts.bundle import ModelBundle
+from sr3_core.artifacts.bundle import ModelBundle, handed_on
 from sr3_core.artifacts.lease import lease
 from sr3_core.artifacts.report import EvalReport
 from sr3_core.artifacts.shardset import ShardSet
@@ -45,20 +44,27 @@ def run(
     """Gate, bundle, registration, alias; closes the parent run ``mlflow_run_id``.
 
     ``section`` is an Export section, ``bundles`` a JSON list of {"uri", "sha256"} in the order of the cascade. ``ray_address`` and
-    ``scaling`` are every room's; nothing here is heavy enough for them. Raises Failed when the gate does not hold (nothing is
-    registered), when the registered model does not load, and when MLflow is down (the bundle is kept).
+    ``scaling`` are every room's; nothing here is heavy enough for them. Raises BadInput for bundles that are not those the report is
+    about, Failed when the gate does not hold (nothing is registered), when the registered model does not load, and when MLflow is down
+    (the bundle is kept).
     """
     export = config.parse(config.Export, section)
-    mlflow_uri = tracking.absolute(mlflow_uri)
+    mlflow_uri, root = tracking.absolute(mlflow_uri), storage.absolute(root)
+    entries = handed_on(bundles)
     report = EvalReport.open(report_uri)
     if report_sha256 and report.manifest_sha256 != report_sha256:
         raise BadInput(f"the report at {report_uri} is not the one that was handed on", f"sha256 {report_sha256}", "run evaluate again")
+    measured = [entry["sha256"] for entry in report.content["bundles"]]
+    if [sha256 for _, sha256 in entries] != measured:
+        raise BadInput(
+            f"bundles {_short(sha256 for _, sha256 in entries)}", f"those of the report at {report_uri}, in order: {_short(measured)}",
+            "pass the bundles that were evaluated, or run evaluate again",
+        )  # fmt: skip
     if not report.passed:
         raise Failed(f"gate failed: {'; '.join(report.failures())}; nothing registered; report: {report.page_uri}")
-    entries: list[dict[str, str]] = json.loads(bundles)
-    identity = [export.canonical_json(), report.manifest_sha256, *[entry["sha256"] for entry in entries], f"export {SCHEMA_VERSION}"]
+    identity = [export.canonical_json(), report.manifest_sha256, *measured, f"export {SCHEMA_VERSION}"]
     fingerprint = config.fingerprint(*identity)
-    folder = storage.join(storage.absolute(root), "export", fingerprint)
+    folder = storage.join(root, "export", fingerprint)
     with lease(folder, task="export"):
         cascade = _bundle(storage.join(folder, "bundle"), export, report, entries, mlflow_uri)
         try:
@@ -73,7 +79,7 @@ def run(
     return ExportResult(f"models:/{export.model}/{version}", version)
 
 
-def _bundle(uri: str, export: config.Export, report: EvalReport, entries: Sequence[Mapping[str, str]], mlflow_uri: str) -> Cascade:
+def _bundle(uri: str, export: config.Export, report: EvalReport, entries: Sequence[tuple[str, str]], mlflow_uri: str) -> Cascade:
     """The cascade folder at ``uri``, written unless it is there already and sound."""
     if is_cascade(uri):
         with suppress(BadInput):
@@ -82,7 +88,7 @@ def _bundle(uri: str, export: config.Export, report: EvalReport, entries: Sequen
             return cascade
         say("export", f"the bundle at {uri} is damaged; written again")
     storage.remove(uri, recursive=True)
-    loaded = [_trained(entry) for entry in entries]
+    loaded = [_trained(*entry) for entry in entries]
     stages = [bundle.stage for bundle in loaded]
     text = card.write(
         section=export,
@@ -100,11 +106,15 @@ def _bundle(uri: str, export: config.Export, report: EvalReport, entries: Sequen
     return Cascade.load(uri)
 
 
-def _trained(entry: Mapping[str, str]) -> ModelBundle:
-    bundle = ModelBundle.load(entry["uri"])
-    if entry["sha256"] and bundle.manifest_sha256 != entry["sha256"]:
-        raise BadInput(f"the bundle at {entry['uri']} is not the one that was handed on", f"sha256 {entry['sha256']}", "run train again")
+def _trained(uri: str, sha256: str) -> ModelBundle:
+    bundle = ModelBundle.load(uri)
+    if bundle.manifest_sha256 != sha256:
+        raise BadInput(f"the bundle at {uri} is not the one that was handed on", f"sha256 {sha256}", "run train again")
     return bundle
+
+
+def _short(hashes: Iterable[str]) -> str:
+    return ", ".join(text[:12] for text in hashes) or "none"
 
 
 def _publish(cascade: Cascade, export: config.Export, report: EvalReport, *, mlflow_uri: str, parent: str, fingerprint: str) -> str:

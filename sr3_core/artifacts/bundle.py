@@ -1,8 +1,9 @@
 """ModelBundle: a trained stage as a folder at any URI - weights, what made them, how they are sampled. Written whole or not at all."""
 
 import importlib.metadata
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,21 @@ SCHEMA_VERSION = 1
 MANIFEST, WEIGHTS, METRICS, CARD = "bundle.json", "model.safetensors", "metrics.json", "card.md"
 NORMALISATION = "[-1, 1] from uint8"
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow", "ray", "kfp", "webdataset")
+
+
+def handed_on(bundles: str) -> list[tuple[str, str]]:
+    """(absolute URI, sha256) of each bundle in ``bundles``, the JSON list of {"uri", "sha256"} that rooms hand on; BadInput for others."""
+    try:
+        return [(storage.absolute(str(entry["uri"])), str(entry["sha256"])) for entry in json.loads(bundles)]
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(
+            f"bundles {bundles[:80]!r}", 'a JSON list of {"uri": ..., "sha256": ...}', "pass the bundles of the train room"
+        ) from None
+
+
+def handed_on_json(bundles: Sequence[tuple[str, str]]) -> str:
+    """The text that ``handed_on`` reads."""
+    return json.dumps([{"uri": uri, "sha256": sha256} for uri, sha256 in bundles])
 
 
 class ModelBundle:

@@ -38,7 +38,7 @@ print(json.dumps({
 """
 
 
-def write_inputs(root: Path, *, passed: bool = True, name: str = "pair") -> dict[str, str]:
+def write_inputs(root: Path, *, passed: bool = True, name: str = "pair", images_seen: int = 160) -> dict[str, str]:
     """Two tiny trained stages and the report about them: the arguments of the room."""
     recipe = config.load(str(RECIPES / "pair.yaml"))
     entries: list[dict[str, str]] = []
@@ -51,14 +51,14 @@ def write_inputs(root: Path, *, passed: bool = True, name: str = "pair") -> dict
             network_state=objective.players()["denoiser"].state_dict(),
             measured={"residual_scale": 0.3},
             degradation="bicubic",
-            lineage=lineage(shards_sha256=SHARDS, images_seen=160, git_commit="0123abc"),
+            lineage=lineage(shards_sha256=SHARDS, images_seen=images_seen, git_commit="0123abc"),
         )
         entries.append({"uri": uri, "sha256": sha256})
     rule = {"task": "x16", "metric": "psnr", "than": "bicubic", "limit": None, "better": "higher", "mean": 20.0, "n": 3}
     content: dict[str, Any] = {
         "title": "8 -> 32", "fingerprint": "0123", "split": "test", "degradation": "bicubic", "baselines": ["bicubic"], "variants": [],
         "shards": {"uri": str(root / "shards" / "0123"), "sha256": SHARDS},
-        "bundles": [],
+        "bundles": [{"stage": stage.name, **entry} for stage, entry in zip(recipe.stages, entries, strict=True)],
         "tasks": [{"name": "x16", "label": "8 -> 16", "n": 3}],
         "metrics": [{"name": "psnr", "better": "higher"}],
         "results": [{"task": "x16", "model": model, "metric": "psnr", "mean": mean, "n": 3} for model, mean in RESULTS],
@@ -236,6 +236,31 @@ def test_inputs_that_changed_on_the_way_are_refused(root: Path, uri: str) -> Non
     entries = [{**entry, "sha256": "0" * 64} for entry in json.loads(inputs["bundles"])]
     with pytest.raises(BadInput, match="bundle"):
         main.run(**{**inputs, "bundles": json.dumps(entries)}, mlflow_uri=uri)
+    first, second = json.loads(inputs["bundles"])
+    crossed = [{**first, "uri": second["uri"]}, {**second, "uri": first["uri"]}]
+    with pytest.raises(BadInput, match="the bundle at .* is not the one"):
+        main.run(**{**inputs, "section": other_model(inputs), "bundles": json.dumps(crossed)}, mlflow_uri=uri)
+
+
+def other_model(inputs: dict[str, str]) -> str:
+    """The section with another model's name, whose bundle nobody has written yet."""
+    return json.dumps({**json.loads(inputs["section"]), "model": "another"})
+
+
+def test_bundles_that_were_not_evaluated_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """The gate speaks for the bundles in its report alone: a better report does not let another bundle through."""
+    inputs = write_inputs(tmp_path)
+    first, second = json.loads(inputs["bundles"])
+    retrained = write_inputs(tmp_path / "again", images_seen=320)
+    (other, _) = json.loads(retrained["bundles"])
+    assert other["sha256"] != first["sha256"]
+    before = sorted(tmp_path.rglob("*"))
+    for wrong in ([other, second], [second, first], [first], [first, second, second], []):
+        with pytest.raises(BadInput, match="those of the report"):
+            main.run(**{**inputs, "bundles": json.dumps(wrong)}, mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(BadInput, match="JSON list"):
+        main.run(**{**inputs, "bundles": "[1]"}, mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_room_alone(exported: tuple[main.ExportResult, str], root: Path, uri: str, tmp_path: Path) -> None:
