@@ -25,7 +25,7 @@ def declare() -> None:
             """Load the bundle that travels with the model."""
             from sr3_core.inference import load_model
 
-            self._model = load_model(context.artifacts["bundle"])
+            self._model = load_model(context.artifacts["bundle"]).to_accelerator()
 
         def predict(self, context, model_input: np.ndarray, params=None):  # of other hints MLflow would make a schema, or a warning
             """Upscale each image; image i draws its noise from (seed, i)."""
