@@ -79,7 +79,7 @@ def decode(data: bytes, *, channels: int = 3) -> NDArray[np.uint8]:
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
-        if image.mode in ("P", "PA", "LA", "RGBA") and ("transparency" in image.info or image.mode != "P"):
+        if image.mode in ("PA", "LA", "RGBA") or "transparency" in image.info:  # a PNG of any mode may name a transparent colour
             image = image.convert("RGBA")
             if image.getchannel("A").getextrema()[0] != 255:
                 raise BadImage("transparency", "some pixels are not opaque")

@@ -44,12 +44,6 @@ def to_x0(prediction: Prediction, output: Tensor, noisy: Tensor, gamma: Tensor) 
     return signal * noisy - noise * output
 
 
-def to_eps(x0: Tensor, noisy: Tensor, gamma: Tensor) -> Tensor:
-    """The eps that makes (x0, eps) explain ``noisy``; needs gamma < 1."""
-    signal, noise = coefficients(gamma, noisy)
-    return (noisy - signal * x0) / noise
-
-
 def posterior(x0: Tensor, noisy: Tensor, gamma: Tensor, gamma_next: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (N, C, H, W) and variance (N, 1, 1, 1) of q(less noisy | noisy, x0) from level gamma to gamma_next > gamma (SR3, eq. 5)."""
     gamma, gamma_next = gamma.double(), gamma_next.double()

@@ -53,9 +53,9 @@ def ddim(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise, *, 
     return y
 
 
-def dpmpp_2m(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from the previous x0; deterministic."""
-    return _multistep(denoise, y, gammas, None, order=2)
+def dpmpp_2m(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise, *, order: int = 2) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from the previous x0; deterministic. ``order`` 1 is DDIM."""
+    return _multistep(denoise, y, gammas, None, order=order)
 
 
 def sde_dpmpp_2m(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise, *, order: int = 2) -> Tensor:

@@ -40,7 +40,9 @@ class Options(Section):
 class Sampling(Section):
     """How a sample is drawn. A log-SNR grid runs ``start`` to ``end`` (half log-SNR; default: the span of training), then to x0.
 
-    ``projection``: passes of x0 += up(low - down(x0)) at each step and once at the end, 0 for none; ``clip``: x0 is kept in [-1, 1].
+    ``projection``: passes of x0 += up(low - down(x0)) on each step's x0, the last of which is the sample; 0 for none. ``clip``: x0 is
+    kept in [-1, 1]. ``eta`` is read by ddim, ``order`` by the two multistep samplers, ``posterior_variance`` by ancestral; the others
+    leave them alone, so that a sampler can be exchanged by its name.
     """
 
     sampler: Literal["ancestral", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "unipc", "heun"] = "ancestral"
@@ -164,6 +166,9 @@ class Predictor:
         first, last = self.options.levels.span()
         first = first if chosen.start is None else chosen.start
         last = last if chosen.end is None else chosen.end
+        if chosen.steps > 1 and first >= last:
+            got = f"stage {self.stage.name}: sampling from start {first:g} to end {last:g}"
+            raise BadInput(got, "a start below the end (half log-SNR, noise first)", "change sampling.start or sampling.end")
         return schedules.log_snr_grid(chosen.steps, first, last).tolist()
 
     def _image(self, y0: Tensor, up: Tensor | None) -> Tensor:
@@ -197,7 +202,7 @@ def _sampler_options(chosen: Sampling) -> dict[str, Any]:
         return {"posterior_variance": chosen.posterior_variance}
     if chosen.sampler == "ddim":
         return {"eta": chosen.eta}
-    return {"order": chosen.order} if chosen.sampler == "sde_dpmpp_2m" else {}
+    return {"order": chosen.order} if chosen.sampler in ("dpmpp_2m", "sde_dpmpp_2m") else {}
 
 
 def sampling_options(stage: Stage, overrides: Mapping[str, Any]) -> Sampling:

@@ -110,6 +110,8 @@ def test_any_size_and_unknown_sampling_options(name: str, options: dict[str, Any
     made = objective(name, options)
     predictor = made.predictor(made.players()[made.exported], degradation="bicubic")
     assert predictor.predict(torch.zeros(1, 3, 5, 7), seeds=[1]).shape == (1, 3, 20, 28)
+    with pytest.raises(BadInput, match="start below the end"):
+        predictor.predict(torch.zeros(1, 3, 4, 4), seeds=[1], grid="log_snr", start=3.0, end=-3.0)
     with pytest.raises(BadInput, match="steps"):
         predictor.predict(torch.zeros(1, 3, 4, 4), seeds=[1], stpes=3)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sr3_core.diffusion import samplers, schedules
+from sr3_core.diffusion import process, samplers, schedules
 
 FREQUENCY = torch.arange(1, 129, dtype=torch.float64)
 WEIGHT = FREQUENCY / FREQUENCY.sum()
@@ -112,6 +112,32 @@ def test_starts_from_zero_terminal_signal(name: str) -> None:
     gammas = [0.0, *schedules.log_snr_grid(12, -3.0, 4.0).tolist()]
     out = sampler(lambda y, gamma: x0.expand_as(y), torch.randn(2, 7), gammas, lambda step: torch.zeros(2, 7))
     torch.testing.assert_close(out, x0.expand(2, 7))
+
+
+def test_first_order_multistep_is_ddim() -> None:
+    gammas = grid("log_snr", 12)
+    first: Any = partial(samplers.dpmpp_2m, order=1)
+    assert frechet(first, gammas) == pytest.approx(frechet(samplers.ddim, gammas), rel=1e-9)
+
+
+def test_an_ancestral_step_has_the_posterior_s_moments() -> None:
+    """One step from s to t: its mean and its variance are those of q(y_t | y_s, x0)."""
+    x0, y = torch.tensor([[[[0.3]]]], dtype=torch.float64), torch.tensor([[[[-0.9]]]], dtype=torch.float64)
+    s, t = 0.3, 0.6
+
+    def step(z: float) -> float:
+        seen: list[torch.Tensor] = []
+
+        def denoise(current: torch.Tensor, gamma: float) -> torch.Tensor:
+            seen.append(current)
+            return x0
+
+        samplers.ancestral(denoise, y, [s, t, 1.0], lambda _: torch.full_like(y, z), posterior_variance=True)
+        return seen[1].item()
+
+    mean, variance = process.posterior(x0, y, *(torch.tensor([value], dtype=torch.float64) for value in (s, t)))
+    assert step(0.0) == pytest.approx(mean.item(), rel=1e-12)
+    assert step(1.0) - step(0.0) == pytest.approx(math.sqrt(variance.item()), rel=1e-12)
 
 
 def test_first_order_sde_differs_from_second() -> None:

@@ -84,6 +84,9 @@ def test_reasons() -> None:
     assert reason(saved(Image.new("I;16", (8, 8)), "PNG")) == "unsupported mode"
     assert reason(saved(Image.new("CMYK", (8, 8)), "JPEG")) == "unsupported mode"
     assert reason(saved(Image.new("RGBA", (8, 8), (1, 2, 3, 128)), "PNG")) == "transparency"
+    keyed = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(keyed, "PNG", transparency=(0, 0, 0))
+    assert reason(keyed.getvalue()) == "transparency"
     bomb = saved(Image.new("1", (20_000, 10_000)), "PNG")
     assert len(bomb) < 100_000
     assert reason(bomb) == "too many pixels"
