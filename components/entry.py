@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sr3_core import processes, storage
+from sr3_core.artifacts.lease import InUse
 from sr3_core.errors import EXIT_BAD_INPUT, EXIT_FAILED, BadInput, Failed
 from sr3_core.progress import say
 
@@ -32,8 +33,8 @@ def guard(task: str, *, root: str, run_key: str, job_id: str = "") -> Iterator[N
 
     BadInput ends the process with exit 2, everything else with 1; the line is printed and stands in
     ``<root>/runs/<run_key>/<task>.error.json`` for whoever started the room. ``job_id`` names the pipeline run:
-    a retry within the same run ends at once where the first try found bad input. TERM ends the room as an error does, so
-    that leases and MLflow runs are closed.
+    a retry within the same run ends at once where the first try found bad input, unless that was a folder in use. TERM ends
+    the room as an error does, so that leases and MLflow runs are closed.
     """
     start = time.monotonic()
     try:
@@ -52,13 +53,14 @@ def guard(task: str, *, root: str, run_key: str, job_id: str = "") -> Iterator[N
         if _innermost(error) is None:
             traceback.print_exc()
         say(task, f"failed: {line}")
-        _record(task, root, run_key, job_id, code, line)
+        again = {"again": True} if isinstance(_innermost(error), InUse) else {}
+        _record(task, root, run_key, {"exit": code, "line": line, "job_id": job_id, **again})
         sys.stderr.flush()
         raise SystemExit(code) from None
 
 
 def error_uri(root: str, run_key: str, task: str) -> str:
-    """Where a failed room leaves ``{"exit": 1 | 2, "line": ..., "job_id": ...}``."""
+    """Where a failed room leaves ``{"exit": 1 | 2, "line": ..., "job_id": ...}``, with ``"again": true`` when waiting may mend it."""
     return storage.join(root, "runs", run_key, f"{task}.error.json")
 
 
@@ -128,17 +130,16 @@ def _refuse_retry(task: str, root: str, run_key: str, job_id: str) -> None:
     if not job_id or not storage.exists(uri):
         return
     recorded = storage.read_json(uri)
-    if recorded.get("job_id") == job_id and recorded.get("exit") == EXIT_BAD_INPUT:
+    if recorded.get("job_id") == job_id and recorded.get("exit") == EXIT_BAD_INPUT and not recorded.get("again"):
         say(task, f"not tried again: {recorded['line']}")
         raise SystemExit(EXIT_BAD_INPUT)
 
 
-def _record(task: str, root: str, run_key: str, job_id: str, code: int, line: str) -> None:
-    text = json.dumps({"exit": code, "line": line, "job_id": job_id}, indent=1)
+def _record(task: str, root: str, run_key: str, error: dict[str, object]) -> None:
     try:
-        storage.write_bytes(error_uri(root, run_key, task), text.encode())
-    except (BadInput, OSError) as error:
-        say(task, f"could not write {error_uri(root, run_key, task)} ({error})")
+        storage.write_bytes(error_uri(root, run_key, task), json.dumps(error, indent=1).encode())
+    except (BadInput, OSError) as reason:
+        say(task, f"could not write {error_uri(root, run_key, task)} ({reason})")
 
 
 def receipt(path: str, *, uri: str, sha256: str, name: str) -> dict[str, str]:

@@ -21,6 +21,10 @@ WAIT_SECONDS = 5.0  # a predecessor on this machine that was just told to stop m
 _SETTLE_SECONDS = 0.2  # two that take over at once: the later one's lease is in place by then
 
 
+class InUse(BadInput):
+    """Another process writes to the folder, or died without a word: unlike other bad input it may be mended by waiting."""
+
+
 class Lease:
     """A lease that is held: ``check`` before what must not be done by two."""
 
@@ -40,7 +44,7 @@ class Lease:
             )
 
     def take(self, wait_seconds: float) -> None:
-        """Create the lease file, or take over a stale one. Raises BadInput when it is in use."""
+        """Create the lease file, or take over a stale one. Raises InUse when somebody else has it."""
         until = time.monotonic() + wait_seconds
         while not storage.create_exclusive(self.uri, self._bytes()):
             holder = _read(self.uri)
@@ -55,7 +59,7 @@ class Lease:
             elif holder is not None and (time.monotonic() >= until or holder.get("host") != self._content["host"]):
                 since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(holder["since"])))
                 got = f"{self.uri.rpartition('/')[0]} is in use by {_name(holder)}, since {since}"
-                raise BadInput(got, "one writer at a time", "wait for it or end it; a lease without a heartbeat for 60 s is taken over")
+                raise InUse(got, "one writer at a time", "wait for it or end it; a lease without a heartbeat for 60 s is taken over")
             time.sleep(_SETTLE_SECONDS)
         self._thread.start()
 
@@ -87,7 +91,7 @@ class Lease:
 def lease(folder_uri: str, *, task: str, wait_seconds: float = WAIT_SECONDS) -> Generator[Lease, None, None]:
     """Hold the folder's lease while the block runs, for instance ``with lease(uri, task="train sr256") as held:``.
 
-    Raises BadInput "in use by host:pid, since ..." when another process holds it; one on this machine is waited for
+    Raises InUse "in use by host:pid, since ..." when another process holds it; one on this machine is waited for
     ``wait_seconds``. A lease is stale when its heartbeat is 60 s old or its process on this machine is gone.
     """
     held = Lease(storage.join(storage.absolute(folder_uri), LEASE), task)

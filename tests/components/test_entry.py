@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from components import entry
 from sr3_core import processes, storage
+from sr3_core.artifacts.lease import LEASE
 from sr3_core.errors import BadInput, Failed
 from tests.conftest import RECIPES, REPOSITORY
 
@@ -115,6 +116,21 @@ def test_a_retry_of_the_same_pipeline_run_ends_at_once(tmp_path: Path) -> None:
     again = guarded("print('worked')", root, job_id="1")
     assert again.returncode == 2 and "worked" not in again.stdout and "not tried again" in again.stdout
     assert guarded("print('worked')", root, job_id="2").returncode == 0
+
+
+def test_a_folder_in_use_is_tried_again(tmp_path: Path) -> None:
+    """A pod that was killed hard leaves a lease that counts for a minute."""
+    root = tmp_path / "root"
+    folder = root / "shards" / "mark"
+    there = {"host": "another", "pid": 1, "process": "1", "namespace": "", "task": "train-x", "token": "t"}
+    storage.write_json(str(folder / LEASE), {**there, "since": time.time(), "heartbeat": time.time()})
+    take = f"from sr3_core.artifacts.lease import lease\nwith lease({str(folder)!r}, task='train-x'):\n    print('worked')"
+    refused = guarded(take, root, job_id="1")
+    assert refused.returncode == 2 and "in use by another:1" in refused.stdout
+    assert recorded(root)["again"] is True
+    storage.write_json(str(folder / LEASE), {**there, "since": time.time() - 90, "heartbeat": time.time() - 90})
+    again = guarded(take, root, job_id="1")
+    assert again.returncode == 0 and "worked" in again.stdout, again.stdout
 
 
 def test_a_failure_is_tried_again(tmp_path: Path) -> None:
