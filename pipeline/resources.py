@@ -1,12 +1,16 @@
 """What each room is given on a cluster: one table. Locally none of it applies, the local engine ignores it."""
 
+import re
 from dataclasses import dataclass
 
 from sr3_core.config import Scaling
+from sr3_core.errors import BadInput
 
 VERSION = "0.1.0"
 IMAGES = "sr3-{room}:" + VERSION  # a released version or, by --images, a registry with a digest or commit; never a moving tag
 ACCELERATOR = "nvidia.com/gpu"
+_MOVING = ("latest", "main", "master", "trunk", "head", "dev", "develop", "edge", "nightly", "stable", "staging")
+_IMAGE = re.compile(r"[A-Za-z0-9][\w.-]*(:\d+)?(/[A-Za-z0-9][\w.-]*)*(:\w[\w.-]{0,127})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -38,4 +42,17 @@ def of(room: str, scaling: Scaling, *, ray_address: str = "") -> Resources:
 
 def image(room: str, images: str = IMAGES) -> str:
     """The room's image, ``images`` holding ``{room}``; finish is the export room's second task."""
-    return images.format(room="export" if room == "finish" else room)
+    return images.replace("{room}", "export" if room == "finish" else room)
+
+
+def check_images(images: str) -> None:
+    """Raise BadInput unless ``images`` has ``{room}`` in its name and ends in a digest or in a tag that stays what it is."""
+    allowed = "a name with {room} in it and a digest or a fixed tag, as registry.example/sr3-{room}:COMMIT"
+    name, at, digest = images.partition("@")
+    plain = name.replace("{room}", "room")
+    if plain == name or not _IMAGE.fullmatch(plain) or (at and not re.fullmatch(r"sha256:[0-9a-f]{64}", digest)):
+        raise BadInput(f"--images {images!r}", allowed, "give such a name")
+    _, colon, tag = name.rpartition("/")[2].partition(":")
+    if not at and (not colon or tag.lower() in _MOVING):
+        got = f"the moving tag {tag!r}" if colon else "no tag, which means the moving tag 'latest'"
+        raise BadInput(f"--images {images!r} with {got}", allowed, "name the version, the commit or the digest")

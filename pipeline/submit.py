@@ -21,8 +21,7 @@ def compile_to(recipe: config.Recipe, output: Path, *, images: str = resources.I
         raise BadInput(f"output {output}", "a name that ends in .yaml", "choose another -o")
     if not output.absolute().parent.is_dir():
         raise BadInput(f"no folder {output.absolute().parent}", "an existing folder", "make it or choose another -o")
-    if "{room}" not in images:
-        raise BadInput(f"--images {images!r}", "a name with {room} in it, as registry.example/sr3-{room}:COMMIT", "add {room}")
+    resources.check_images(images)
     part = output.absolute().with_name(f".{output.stem}.part.yaml")
     compiler.Compiler().compile(dag.build(recipe, images=images, ray_address=ray_address), str(part))
     part.replace(output)

@@ -85,9 +85,35 @@ def test_images_are_named_by_the_caller(tmp_path: Path) -> None:
     assert {executor["container"]["image"] for executor in spec["deploymentSpec"]["executors"].values()} == {
         f"registry.example/sr3-{room}:0123abc" for room in ("prepare", "train", "evaluate", "export")
     }
-    with pytest.raises(BadInput, match="room"):
-        compiled(config.load("demo"), tmp_path, images="one-image")
     assert set(resources.TABLE) == {"prepare", "train", "evaluate", "export", "finish"}
+
+
+@pytest.mark.parametrize("images", [resources.IMAGES, "host:5000/team/sr3-{room}:v1.2", "sr3-{room}@sha256:" + "0a" * 32])
+def test_images_that_stay_what_they_are(images: str) -> None:
+    resources.check_images(images)
+    assert resources.image("finish", images) == images.replace("{room}", "export")
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        ("one-image:1.0", "with {room} in it"),
+        ("registry.example:5000/sr3-{room}", "no tag"),
+        ("sr3-{room}:latest", "moving tag 'latest'"),
+        ("sr3-{room}:Main", "moving tag 'Main'"),
+        ("sr3-{room}:dev", "moving tag 'dev'"),
+        ("sr3-{room}-{stage}:1.0", "with {room} in it"),
+        ("sr3-{room}{}:1.0", "with {room} in it"),
+        ("sr3-{room}:", "with {room} in it"),
+        ("sr3-{room}@sha256:short", "a digest"),
+        ("sr3 {room}:1.0", "with {room} in it"),
+    ],
+)
+def test_images_that_may_become_others_are_refused(images: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as refused:
+        compiled(config.load("demo"), tmp_path, images=images)
+    assert says in str(refused.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_local_pipeline_has_no_retries(tmp_path: Path) -> None:
