@@ -13,6 +13,7 @@ _REFUSED = {
     "python3": "KFP's local engine replaces the word python3 in every argument",
     "{{": "KFP takes {{ for a placeholder",
     '"': "it ends a JSON string",
+    "\\": "KFP puts the value into a JSON string as it is",
 }
 
 

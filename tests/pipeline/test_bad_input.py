@@ -157,6 +157,7 @@ def test_a_silent_port_is_not_waited_for(run: Callable[..., Result]) -> None:
 def test_words_that_kfp_would_change(run: Callable[..., Result], tmp_path: Path) -> None:
     run(TINY, "--root", str(tmp_path / "python3"), says="python3")
     run(TINY, "--run-key", "{{$.pipeline_job_name}}", says="{{")
+    run(TINY, "--root", str(tmp_path / "a\\b"), says="into a JSON string as it is")
     run(TINY, "--set", "data.options.uri=/data/python3/photos", says="python3", source=None)
 
 
