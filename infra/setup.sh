@@ -13,7 +13,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 locks=$here/images
 repository=$(dirname "$here")
 torch=2.13.0
-disk_gib=6 # the environment with a CPU build of torch is 3 GiB; a CUDA build brings 5 more
+disk_gib=9 # the environment with a CUDA build of torch, pip's default, is 8 GiB
+if [ ${#pip_args[@]} -gt 0 ]; then disk_gib=4; fi # PIP_ARGS name an index with a CPU build: 3 GiB
 start=$SECONDS
 
 refuse() {

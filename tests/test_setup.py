@@ -16,9 +16,9 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
-def refused(tmp_path: Path, python: str, *, path: str | None = None) -> str:
+def refused(tmp_path: Path, python: str, *arguments: str, path: str | None = None) -> str:
     environment = {**os.environ, **({"PATH": path} if path else {})}
-    command = ["/bin/bash", str(REPOSITORY / "infra" / "setup.sh"), python, str(tmp_path / "venv")]
+    command = ["/bin/bash", str(REPOSITORY / "infra" / "setup.sh"), python, str(tmp_path / "venv"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "venv").exists(), done.stdout + done.stderr
     return done.stderr
@@ -38,8 +38,17 @@ def test_python_without_venv(tmp_path: Path) -> None:
     assert "install the package python3.12-venv" in refused(tmp_path, str(bare))
 
 
-@pytest.mark.parametrize("tool", ["git", "space"])
-def test_no_git_and_no_room(tool: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tool", "arguments", "line"),
+    [
+        ("git", (), "install the package git"),
+        ("space", (), "1 GiB free"),
+        ("space", (), "needed: 9 GiB"),
+        ("space", ("--dev", "--"), "needed: 9 GiB"),
+        ("space", ("--", "--index-url=x"), "needed: 4 GiB"),
+    ],
+)
+def test_no_git_and_no_room(tool: str, arguments: tuple[str, ...], line: str, tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in ("dirname", "awk"):
@@ -47,4 +56,4 @@ def test_no_git_and_no_room(tool: str, tmp_path: Path) -> None:
     if tool == "space":
         program(tools / "git", "")
         program(tools / "df", "echo header; echo /dev/x 100 90 1048576 90% /")
-    assert ("install the package git" if tool == "git" else "1 GiB free") in refused(tmp_path, sys.executable, path=str(tools))
+    assert line in refused(tmp_path, sys.executable, *arguments, path=str(tools))
