@@ -320,11 +320,17 @@ def _at_once(cpus: float, gpus: float) -> int:
 
 
 def _check_socket_path() -> None:
-    folder = os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform.startswith("linux") else tempfile.gettempdir())  # noqa: S108 - Ray's own choice
+    linux = sys.platform.startswith("linux")
+    variable = next((name for name in ("RAY_TMPDIR", *(["TMPDIR"] if linux else [])) if os.environ.get(name)), "")  # Ray's own order
+    folder = os.environ[variable] if variable else "/tmp" if linux else tempfile.gettempdir()  # noqa: S108
     length = len(os.fsencode(folder + _SOCKET_BELOW_TEMP))
     if length > MAX_SOCKET_PATH_BYTES:
         allowed = f"at most {MAX_SOCKET_PATH_BYTES - len(_SOCKET_BELOW_TEMP)} bytes, so that a socket path fits"
-        raise BadInput(f"RAY_TMPDIR of {len(os.fsencode(folder))} bytes ({folder})", allowed, "set RAY_TMPDIR to a shorter folder")
+        raise BadInput(
+            f"{variable or 'temporary folder'} of {len(os.fsencode(folder))} bytes ({folder})",
+            allowed,
+            "set RAY_TMPDIR to a shorter folder",
+        )
 
 
 def _check_answers(address: str) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,10 +59,33 @@ def test_an_address_that_is_no_ray(address: str) -> None:
         cluster.check(address)
 
 
-def test_a_socket_path_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 60)))
-    with pytest.raises(BadInput, match="set RAY_TMPDIR to a shorter folder"):
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_socket_path_that_is_too_long(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / ("x" * 60)))
+    with pytest.raises(BadInput, match=rf"{variable} of \d+ bytes.*set RAY_TMPDIR to a shorter folder"):
         cluster.check("")
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # it comes first
+    cluster.check("")
+
+
+def test_one_core_takes_two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a Ray of its own is asked for on a machine of one core, without starting it."""
+    cluster.quieten()
+    import ray
+
+    asked: dict[str, Any] = {}
+    monkeypatch.setenv("PYTHONPATH", "")  # connect changes it
+    monkeypatch.setattr(cluster, "cores", lambda: 1)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **settings: asked.update(settings))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(asked["num_cpus"])})
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster.connect("", workers=2) as there:
+        assert there == cluster.Cluster(address="", cpus=2, gpus=0, cpus_per_worker=1)
+    assert asked["address"] == "local"
+    with pytest.raises(BadInput, match=r"2 workers x 2 CPU.*what is there: 2 CPU"), cluster.connect("", workers=2, cpus_per_worker=2):
+        pass
 
 
 def test_a_job_is_followed_and_ends_as_its_entry_ends(ray_head: RayHead, tmp_path: Path) -> None:
