@@ -15,6 +15,7 @@ repository=$(dirname "$here")
 torch=2.13.0
 disk_gib=9 # the environment with a CUDA build of torch, pip's default, is 8 GiB
 if [ ${#pip_args[@]} -gt 0 ]; then disk_gib=4; fi # PIP_ARGS name an index with a CPU build: 3 GiB
+if [ -e "$VENV/.installed" ]; then disk_gib=1; fi # only the packages of the tests come on top
 start=$SECONDS
 
 refuse() {

@@ -38,6 +38,15 @@ def test_python_without_venv(tmp_path: Path) -> None:
     assert "install the package python3.12-venv" in refused(tmp_path, str(bare))
 
 
+def tools_with_little_space(at: Path) -> str:
+    """A PATH of what set-up calls, with 1 GiB free; no git."""
+    at.mkdir()
+    for name in ("dirname", "awk"):
+        (at / name).symlink_to(subprocess.run(["which", name], capture_output=True, text=True, check=True).stdout.strip())
+    program(at / "df", "echo header; echo /dev/x 100 90 1048576 90% /")
+    return str(at)
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "line"),
     [
@@ -49,11 +58,17 @@ def test_python_without_venv(tmp_path: Path) -> None:
     ],
 )
 def test_no_git_and_no_room(tool: str, arguments: tuple[str, ...], line: str, tmp_path: Path) -> None:
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name in ("dirname", "awk"):
-        (tools / name).symlink_to(subprocess.run(["which", name], capture_output=True, text=True, check=True).stdout.strip())
+    tools = tools_with_little_space(tmp_path / "tools")
     if tool == "space":
-        program(tools / "git", "")
-        program(tools / "df", "echo header; echo /dev/x 100 90 1048576 90% /")
-    assert line in refused(tmp_path, sys.executable, *arguments, path=str(tools))
+        program(Path(tools) / "git", "")
+    assert line in refused(tmp_path, sys.executable, *arguments, path=tools)
+
+
+def test_an_environment_that_stands_needs_no_such_room(tmp_path: Path) -> None:
+    tools = tools_with_little_space(tmp_path / "tools")
+    program(Path(tools) / "git", "")
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / ".installed").touch()
+    command = ["/bin/bash", str(REPOSITORY / "infra" / "setup.sh"), sys.executable, str(tmp_path / "venv")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": tools}, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0 and done.stdout.startswith("setup: ready"), done.stdout + done.stderr
