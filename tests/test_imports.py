@@ -150,6 +150,7 @@ def test_files_stay_readable() -> None:
 
 FRESH = {
     "pipeline.dag, pipeline.resources, pipeline.submit, pipeline.cli": ("torch", "ray", "webdataset", "mlflow"),
+    "pipeline.run, pipeline.preflight, pipeline.console": ("torch", "ray", "mlflow"),
     "sr3_core.config, sr3_core.errors, sr3_core.storage, sr3_core.images, sr3_core.seeds, sr3_core.tracking": (
         "torch",
         "ray",
