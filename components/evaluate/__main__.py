@@ -67,18 +67,17 @@ def _section(recipe: str, overrides: tuple[str, ...], section: str, scaling: str
 
 
 def _bundles(folders: tuple[str, ...], bundles: str) -> str:
-    """The bundles as JSON, those given by folder with the sha256 of their manifests."""
-    import json
-
+    """The bundles as JSON with absolute URIs, those given by folder with the sha256 of their manifests."""
     from sr3_core import storage
+    from sr3_core.artifacts.bundle import MANIFEST, handed_on, handed_on_json
     from sr3_core.errors import BadInput
 
     if bool(folders) == bool(bundles):
         raise BadInput("both --bundle and --bundles" if bundles else "no --bundle", "one of them", "name the bundle of every stage")
     if bundles:
-        return bundles
+        return handed_on_json(handed_on(bundles))
     uris = [storage.absolute(folder) for folder in folders]
-    return json.dumps([{"uri": uri, "sha256": _sha256(uri, "bundle.json", "ModelBundle")} for uri in uris])
+    return handed_on_json([(uri, _sha256(uri, MANIFEST, "ModelBundle")) for uri in uris])
 
 
 def _sha256(uri: str, manifest: str, what: str) -> str:

@@ -4,7 +4,6 @@
 3. ours and its variants on the judged split         4. means, paired gains, gate   5. pictures, page, manifest last, MLflow
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from components.evaluate import plan, verdict, work
 from components.evaluate.plan import Job, Photo, Setting, Task
 from sr3_core import config, images, storage, tracking
 from sr3_core.artifacts import bundle, report, report_figures, report_page
-from sr3_core.artifacts.bundle import ModelBundle
+from sr3_core.artifacts.bundle import ModelBundle, handed_on, handed_on_json
 from sr3_core.artifacts.lease import lease
 from sr3_core.artifacts.report import OURS, EvalReport, Measurement
 from sr3_core.artifacts.shardset import ShardSet
@@ -54,22 +53,26 @@ def run(
 ) -> EvaluateResult:
     """Evaluate ``bundles`` (JSON list of {"uri", "sha256"} in cascade order) on the ShardSet; a finished report is verified and returned.
 
-    Raises BadInput for inputs that do not fit, an address that does not answer, an output folder in use.
+    Raises BadInput for inputs that do not fit, a root that cannot be written, an address that does not answer, an output folder in use.
     """
     evaluation = config.parse(Evaluation, section)
-    handed = _handed_on(bundles)
+    handed, root = handed_on(bundles), storage.absolute(root)
     fingerprint = config.fingerprint(
         evaluation.canonical_json(), shards_sha256, *[sha256 for _, sha256 in handed], str(report.SCHEMA_VERSION)
     )
-    folder = storage.join(storage.absolute(root), "eval", fingerprint)
+    folder = storage.join(root, "eval", fingerprint)
+    storage.check_writable(root)
+    done = _finished(folder)
+    if done is None:
+        cluster.check(ray_address)  # before a run in MLflow is opened; a finished report needs no Ray
     address = cluster.resolve(ray_address)
-    if cluster.is_job_address(address) and _finished(folder) is None:
-        given = {"section": section, "scaling": scaling, "shards_uri": shards_uri, "shards_sha256": shards_sha256, "bundles": bundles}
+    if cluster.is_job_address(address) and done is None:
+        given = {"section": section, "scaling": scaling, "shards_uri": storage.absolute(shards_uri), "shards_sha256": shards_sha256}
         place = {"root": root, "mlflow_uri": mlflow_uri, "run_key": run_key, "mlflow_run_id": mlflow_run_id}
+        place["bundles"] = handed_on_json(handed)
         cluster.submit_and_follow(address, "components.evaluate", _arguments({**given, **place}), fingerprint=fingerprint)
         return _result(EvalReport.open(folder))
     with tracking.child(mlflow_uri, mlflow_run_id or None, ROOM, fingerprint) as tracker:
-        done = _finished(folder)
         if done is None:
             shards = _shards(shards_uri, shards_sha256)
             stages = [stage_of(uri, sha256) for uri, sha256 in handed]
@@ -87,11 +90,6 @@ def run(
         say(ROOM, f"gate: {line}")
     say(ROOM, f"report {done.page_uri}")
     return _result(done)
-
-
-def headline(report_uri: str) -> dict[str, float]:
-    """What KFP shows as metrics: ours and the baselines by task, and every n."""
-    return EvalReport.open(report_uri).metrics()
 
 
 def _over_ray(prepared: "Evaluating", scaling: Scaling, ray_address: str) -> tuple[list[Measurement], list[Measurement]]:
@@ -243,15 +241,6 @@ def _job_name(job: Job) -> str:
 def _note(values: Mapping[tuple[str, str, str, str], float], task: str, model: str, key: str, names: Sequence[str]) -> str:
     parts = [f"{name} {report.number(values[task, model, key, name])}" for name in names if (task, model, key, name) in values]
     return ", ".join(parts)
-
-
-def _handed_on(bundles: str) -> list[tuple[str, str]]:
-    try:
-        return [(storage.absolute(str(entry["uri"])), str(entry["sha256"])) for entry in json.loads(bundles)]
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(
-            f"bundles {bundles[:80]!r}", 'a JSON list of {"uri": ..., "sha256": ...}', "pass the bundles of the train room"
-        ) from None
 
 
 def stage_of(uri: str, sha256: str) -> Stage:

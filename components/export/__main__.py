@@ -27,15 +27,20 @@ def main(**given: str) -> None:
     from components import entry
     from components.export import main as room
     from sr3_core import storage, tracking
+    from sr3_core.artifacts.bundle import handed_on, handed_on_json
     from sr3_core.errors import EXIT_BAD_INPUT, BadInput
 
     try:
-        root, report_uri = storage.absolute(given["root"]), storage.absolute(given["report_uri"])  # before the room changes its folder
-        mlflow_uri = tracking.absolute(given["mlflow_uri"]) if given["mlflow_uri"] else tracking.default_uri(root)
+        root = storage.absolute(given["root"])  # these before the room changes its folder
+        place = {
+            "root": root,
+            "report_uri": storage.absolute(given["report_uri"]),
+            "bundles": handed_on_json(handed_on(given["bundles"])),
+            "mlflow_uri": tracking.absolute(given["mlflow_uri"]) if given["mlflow_uri"] else tracking.default_uri(root),
+        }
     except BadInput as error:
         click.echo(str(error), err=True)
         raise SystemExit(EXIT_BAD_INPUT) from None
-    place = {"root": root, "report_uri": report_uri, "mlflow_uri": mlflow_uri}
     with entry.guard("export", root=root, run_key=given["run_key"]):
         result = room.run(**{**given, **place})
         click.echo(result.model_uri)

@@ -60,6 +60,7 @@ def run(
             f"bundles {_short(sha256 for _, sha256 in entries)}", f"those of the report at {report_uri}, in order: {_short(measured)}",
             "pass the bundles that were evaluated, or run evaluate again",
         )  # fmt: skip
+    storage.check_writable(root)
     if not report.passed:
         raise Failed(f"gate failed: {'; '.join(report.failures())}; nothing registered; report: {report.page_uri}")
     identity = [export.canonical_json(), report.manifest_sha256, *measured, f"export {SCHEMA_VERSION}"]

@@ -1,7 +1,10 @@
 """The evaluate room on generated photos with a tiny family: what is computed, counted, chosen, judged, reported, and repeated."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from sr3_core.config import Evaluation, Scaling
 from sr3_core.errors import BadInput, Failed
 from tests.components import evaluation as small
 from tests.components.evaluation import World
-from tests.conftest import RayHead
+from tests.conftest import REPOSITORY, RayHead
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +235,6 @@ def test_the_room_on_ray_is_up_to_date_the_second_time(
     assert first.passed
     found = EvalReport.open(first.report_uri)
     assert found.content["results"] == done.content["results"]
-    assert main.headline(first.report_uri) == found.metrics()
     assert not (storage.local_path(first.report_uri) / "lease.json").exists()
     capfd.readouterr()
     second = main.run(**arguments(world, tmp_path, ray_address="127.0.0.1:1"))  # nobody is asked for work
@@ -263,6 +265,16 @@ def test_inputs_that_are_not_those_handed_on_are_refused(world: World, tmp_path:
         main.run(**arguments(world, tmp_path, bundles="[1]"))
 
 
+def test_a_root_or_a_ray_that_cannot_be_used_is_refused_first(world: World, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no Ray at 127\.0\.0\.1:1"):
+        main.run(**arguments(world, tmp_path, ray_address="127.0.0.1:1"))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot be written"):
+        main.run(**arguments(world, tmp_path / "file", mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_changed_bundle_is_refused(world: World, tmp_path: Path) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(world.bundles[0][0], copy)
@@ -287,6 +299,7 @@ def test_a_split_without_the_levels_is_refused(world: World, tmp_path: Path) -> 
         (["--shards-uri", "nowhere"], "neither --recipe nor --section"),
         (["--recipe", "demoo", "--shards-uri", "nowhere"], "demo"),
         (["--recipe", "demo", "--shards-uri", "nowhere"], "ShardSet"),
+        (["--section", '{"metrics": ["psnr"]}', "--shards-uri", "nowhere", "--shards-sha256", "0", "--bundles", "[{'uri'"], "JSON list"),
         (["--section", '{"metrics": ["psnr"], "metric": 1}', "--shards-uri", "nowhere"], "unknown key metric"),
     ],
 )
@@ -295,6 +308,24 @@ def test_the_command_refuses_in_one_line(given: list[str], line: str, tmp_path: 
     assert ended.exit_code == 2
     assert line in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("named", ["--bundle", "--bundles"])
+def test_paths_are_of_the_folder_the_command_is_given_in(named: str, world: World, tmp_path: Path) -> None:
+    """The room works in another folder: it finds the bundles, and only the sha256 of the second, or the address, is wrong."""
+    (uri, sha256), (last, _) = [(os.path.relpath(uri, tmp_path), sha256) for uri, sha256 in world.bundles]
+    if named == "--bundles":
+        given, line = [named, json.dumps([{"uri": uri, "sha256": sha256}, {"uri": last, "sha256": "0" * 64}])], "training handed on (0000"
+    else:
+        given, line = [named, uri, named, last, "--ray-address", "127.0.0.1:1"], "no Ray at 127.0.0.1:1"
+    place = ["--shards-uri", os.path.relpath(world.shards.uri, tmp_path), "--root", "runs"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "components.evaluate", "--section", world.evaluation().canonical_json(), *place, *given],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert line in ended.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_the_canonical_section_is_what_the_fingerprint_hashes(world: World) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from components.export import main, registry
+from components.export.__main__ import main as command
 from sr3_core import config, images, plugins, tracking, upscale
 from sr3_core.artifacts import report
 from sr3_core.artifacts.bundle import ModelBundle, lineage
 from sr3_core.errors import BadInput, Failed
-from tests.conftest import RECIPES, free_port
+from tests.conftest import RECIPES, REPOSITORY, free_port
 
 SHARDS = "a" * 64
 RESULTS = (("ours", 20.0), ("bicubic", 18.5))
@@ -238,7 +240,7 @@ def test_inputs_that_changed_on_the_way_are_refused(root: Path, uri: str) -> Non
         main.run(**{**inputs, "bundles": json.dumps(entries)}, mlflow_uri=uri)
     first, second = json.loads(inputs["bundles"])
     crossed = [{**first, "uri": second["uri"]}, {**second, "uri": first["uri"]}]
-    with pytest.raises(BadInput, match="the bundle at .* is not the one"):
+    with pytest.raises(BadInput, match=r"the bundle at .* is not the one"):
         main.run(**{**inputs, "section": other_model(inputs), "bundles": json.dumps(crossed)}, mlflow_uri=uri)
 
 
@@ -263,13 +265,53 @@ def test_bundles_that_were_not_evaluated_are_refused_before_anything_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_command_of_the_help_works_with_relative_paths(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "sr3-runs")
+    entries = [{**entry, "uri": os.path.relpath(entry["uri"], tmp_path)} for entry in json.loads(inputs["bundles"])]
+    report_uri = os.path.relpath(inputs["report_uri"], tmp_path)
+    given = ["--section", '{"model": "my-model"}', "--report-uri", report_uri, "--report-sha256", inputs["report_sha256"]]
+    done = alone(*given, "--bundles", json.dumps(entries), "--root", "sr3-runs", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "models:/my-model/1" in done.stdout.splitlines()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sr3-runs"]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["--bundles", "[{'uri'"], "a JSON list"),
+        (["--bundles", '["bundle"]'], "a JSON list"),
+        (["--bundles", "[]", "--root", "memory://runs"], "no MLflow URI with the remote root"),
+        (["--bundles", "[]", "--report-uri", ""], "an empty location"),
+    ],
+)
+def test_the_command_refuses_in_one_line(given: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(command, ["--section", "{}", "--report-uri", "nowhere", *given])
+    assert ended.exit_code == 2
+    assert line in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot be written"):
+        main.run(**{**inputs, "root": str(tmp_path / "file")}, mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def alone(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "components.export", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
 def test_the_room_alone(exported: tuple[main.ExportResult, str], root: Path, uri: str, tmp_path: Path) -> None:
     inputs = write_inputs(root, passed=False)
     arguments = [part for name, value in inputs.items() for part in (f"--{name.replace('_', '-')}", value)]
-    command = [sys.executable, "-m", "components.export"]
-    repository = Path(main.__file__).resolve().parents[2]
-    done = subprocess.run([*command, *arguments, "--mlflow-uri", uri], cwd=repository, capture_output=True, text=True)
+    done = alone(*arguments, "--mlflow-uri", uri, cwd=REPOSITORY)
     assert done.returncode == 1, done.stderr
     assert "gate failed" in done.stdout
     assert json.loads((root / "runs" / "key" / "export.error.json").read_text())["exit"] == 1
-    assert "--report-uri" in subprocess.run([*command, "--help"], cwd=repository, capture_output=True, text=True).stdout
+    assert "--report-uri" in alone("--help", cwd=tmp_path).stdout
