@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components import entry
-from pipeline import console, dag, preflight
+from pipeline import console, dag, next_steps, preflight
 from sr3_core import config, processes, storage, tracking_uri
 from sr3_core.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, BadInput, Failed
 
@@ -25,7 +25,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAMPLE_SECONDS = 2.0
 _PATIENCE_SECONDS = 8.0  # for a room to close its leases, its MLflow run and its Ray
 _PR_SET_CHILD_SUBREAPER = 36
-_DEMO_MODEL = "models:/sr3-demo@champion"  # alone in its MLflow as a rule, so `sr3 upscale` finds it unnamed
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Place:
     ray_address: str
     run_key: str
     default_root: str  # the root that a command without --root would use
+    folder: Path  # the one that the command was given in
 
 
 def run(recipe_name: str, overrides: list[str], *, root: str, mlflow_uri: str, ray_address: str, run_key: str, verbose: bool) -> int:
@@ -74,7 +74,8 @@ def resolve(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: s
     default = storage.absolute(tracking_uri.DEFAULT_ROOT)
     root = storage.absolute(root) if root else default
     uri = tracking_uri.absolute(mlflow_uri) if mlflow_uri else tracking_uri.default_uri(root)
-    return Place(root=root, mlflow_uri=uri, ray_address=ray_address, run_key=run_key or dag.default_run_key(recipe), default_root=default)
+    key = run_key or dag.default_run_key(recipe)
+    return Place(root=root, mlflow_uri=uri, ray_address=ray_address, run_key=key, default_root=default, folder=Path.cwd())
 
 
 def _run_engine(recipe: config.Recipe, place: Place) -> None:
@@ -210,22 +211,13 @@ def _closing_lines(place: Place, screen: console.Console, recipe: config.Recipe,
     screen.say(f"memory:  {peak_bytes / 1024**3:.1f} GiB at most, the whole process tree, sampled every {_SAMPLE_SECONDS:.0f} s")
     if not done:
         return
-    screen.say(f"mlflow:  {tracking_uri.ui_command(place.mlflow_uri)}")
-    for index, command in enumerate(next_commands(place, recipe)):
-        screen.say(("next:    " if index == 0 else "         ") + command)
-
-
-def next_commands(place: Place, recipe: config.Recipe) -> list[str]:
-    """What to try after a finished run, with no more options than it needs in the folder it was started from."""
-    model = f"models:/{recipe.export.model}@{recipe.export.alias}"
-    root = "" if place.root == place.default_root else f" --root '{place.root}'"
-    mlflow = "" if place.mlflow_uri == tracking_uri.default_uri(place.root) else f" --mlflow-uri '{place.mlflow_uri}'"
-    named = "" if model == _DEMO_MODEL else f" --model {model}"
-    return [
-        f"sr3 upscale PHOTO.jpg -o BIG.png{named}{mlflow}{root}",
-        f"sr3 run demo --set data.source=folder --set data.split.by=content_hash --set data.options.uri=YOUR_PHOTOS{mlflow}{root}",
-        f"sr3 show {recipe.name if recipe.name in config.recipe_names() else 'demo'}",
-    ]
+    folder, path = place.folder, os.environ.get("PATH", "")
+    screen.say(f"mlflow:  {next_steps.ui_command(place.mlflow_uri, folder=folder, path=path)}")
+    steps = next_steps.commands(
+        recipe, root=place.root, mlflow_uri=place.mlflow_uri, default_root=place.default_root, folder=folder, path=path
+    )
+    for index, (use, command) in enumerate(steps):
+        screen.say(("next:    " if index == 0 else "         ") + f"{use}: {command}")
 
 
 def _report_uri(place: Place, recipe: config.Recipe, since: float) -> str:
