@@ -13,6 +13,7 @@ from sr3_core.tracking_uri import DEFAULT_ROOT
 
 ALIAS = "champion"
 _FORMATS: dict[str, images.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for a name or version, and for an alias
 
 
 def run(
@@ -83,7 +84,7 @@ def find_model(model: str, *, mlflow_uri: str = "", root: str = "", stage: str =
     """``model`` (a folder or models:/...); without it the champion.
 
     MLflow is ``mlflow_uri``, MLFLOW_TRACKING_URI or that of ``root`` (./sr3-runs), whichever of them, in this order, has the model.
-    Raises BadInput that names all three.
+    Raises BadInput that names the model and all three.
     """
     if model and not model.startswith(REGISTERED):
         return load_model(model, stage=stage)
@@ -95,14 +96,29 @@ def find_model(model: str, *, mlflow_uri: str = "", root: str = "", stage: str =
             looked.append(f"{name}: not set")
             continue
         uri = tracking.absolute(given)
-        found = model if model and _exists(uri) else _champion(uri)
+        found = _named(uri, model) if model else _champion(uri)
         if found:
             say("upscale", f"{found} of {uri}")
             return load_model(found, mlflow_uri=uri, stage=stage)
-        looked.append(f"{name}: no model with alias {ALIAS} at {uri}")
-    raise BadInput(
-        f"no model ({'; '.join(looked)})", f"a model folder or a registered {ALIAS}", "give --model or --mlflow-uri, or run: sr3 run demo"
-    )
+        looked.append(f"{name}: {'not' if model else f'no model with alias {ALIAS}'} at {uri}")
+    places = "; ".join(looked)
+    if model:
+        allowed = f"{REGISTERED}name@alias or {REGISTERED}name/version of a registered model"
+        raise BadInput(f"no {model} ({places})", allowed, "check its name, or give --mlflow-uri of the MLflow that has it")
+    raise BadInput(f"no model ({places})", f"a model folder or a registered {ALIAS}", "give --model or --mlflow-uri, or run: sr3 run demo")
+
+
+def _named(uri: str, model: str) -> str:
+    """``model`` when the MLflow at ``uri`` has it, else ""; BadInput when that MLflow is down."""
+    if not _exists(uri):
+        return ""
+    client = tracking.client(uri)
+    name, _, which = model.removeprefix(REGISTERED).replace("@", "/@", 1).partition("/")
+    try:
+        _ = client.get_model_version_by_alias(name, which[1:]) if which.startswith("@") else client.get_model_version(name, which)
+    except Exception as error:  # whatever else goes wrong is said when the model is loaded
+        return "" if getattr(error, "error_code", "") in _NOT_THERE else model
+    return model
 
 
 def _champion(uri: str) -> str:

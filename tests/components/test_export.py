@@ -198,8 +198,23 @@ def test_sr3_upscale_finds_the_champion(
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert images.decode((tmp_path / "a.png").read_bytes()).shape == (36, 28, 3)
     assert "models:/pair@champion" in capsys.readouterr().out
-    with pytest.raises(BadInput, match="nobody"):
-        upscale.run([str(photo)], str(tmp_path / "c.png"), model="models:/nobody@champion", mlflow_uri=uri)
+
+
+def test_a_named_model_is_looked_up_at_each_place_in_turn(
+    exported: tuple[main.ExportResult, str], root: Path, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tracking.default_uri(str(tmp_path))
+    tracking.client(other).create_registered_model("pair")  # the name alone, without version or alias
+    for model in ("models:/pair@champion", "models:/pair/1"):
+        assert upscale.find_model(model, mlflow_uri=other, root=str(root)).scale == 4
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert upscale.find_model("models:/pair@champion", mlflow_uri=other, root=str(tmp_path / "none")).scale == 4
+    for model in ("models:/nobody@champion", "models:/pair@nobody", "models:/pair/9", "models:/pair"):
+        with pytest.raises(BadInput) as refused:
+            upscale.find_model(model, mlflow_uri=other, root=str(tmp_path / "none"))
+        line = str(refused.value)
+        assert all(text in line for text in (f"no {model} ", other, uri, f"{tmp_path}/none/mlflow.db"))
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_failed_gate_registers_nothing(exported: tuple[main.ExportResult, str], root: Path, uri: str) -> None:
