@@ -72,7 +72,7 @@ def fit(job: Job, *, workers: int, gpu: bool, folder_uri: str, on_event: Callabl
     """Run the loop on ``workers`` workers to its end; ``on_event`` is called in a thread of this process.
 
     A lost worker restarts the group from the last checkpoint, ``MAX_FAILURES`` times. Raises BadInput and Failed of the loop as they
-    are (they are not tried again), and Failed when the restarts are used up.
+    are (they are not tried again), Failed when the restarts are used up, and what ``on_event`` raised when all else went well.
     """
     mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
     trainer = TorchTrainer(
@@ -89,8 +89,8 @@ def fit(job: Job, *, workers: int, gpu: bool, folder_uri: str, on_event: Callabl
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    ended = threading.Event()
-    follower = threading.Thread(target=_follow, args=(mailbox, on_event, ended), name="sr3-mailbox", daemon=True)
+    ended, errors = threading.Event(), list[Exception]()
+    follower = threading.Thread(target=follow, args=(mailbox, on_event, ended, errors), name="sr3-mailbox", daemon=True)
     follower.start()
     try:
         trainer.fit()
@@ -104,6 +104,8 @@ def fit(job: Job, *, workers: int, gpu: bool, folder_uri: str, on_event: Callabl
     fatal = ray.get(mailbox.fatal.remote())
     if fatal is not None:
         raise fatal
+    if errors:
+        raise errors[0]
     storage.remove(storage.join(folder_uri, "ray"), recursive=True)
 
 
@@ -138,12 +140,24 @@ def _work(given: dict[str, Any]) -> None:
         raise
 
 
-def _follow(mailbox: Any, on_event: Callable[[Event], None], ended: threading.Event) -> None:
+def follow(mailbox: Any, on_event: Callable[[Event], None], ended: threading.Event, errors: list[Exception]) -> None:
+    """Call ``on_event`` for what comes into the mailbox until ``ended``, to the last event; the body of a thread.
+
+    What goes wrong is put into ``errors``, for whoever waits for the thread to raise; the events after it are handed on as before.
+    """
     last = False
     while not last:
         last = ended.wait(_POLL_SECONDS)
-        for event in ray.get(mailbox.take.remote()):
-            on_event(event)
+        try:
+            events: list[Event] = ray.get(mailbox.take.remote())
+        except Exception as error:
+            errors.append(error)
+            continue
+        for event in events:
+            try:
+                on_event(event)
+            except Exception as error:
+                errors.append(error)
 
 
 def _cause(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from components import cluster
 from components.train import main as room
 from sr3_core import config, processes, tracking
 from sr3_core.artifacts.bundle import ModelBundle
@@ -189,6 +191,32 @@ def test_bad_input_is_refused_before_any_work(tmp_path: Path, shards: ShardSet, 
 def test_more_workers_than_resources_is_refused(tmp_path: Path, shards: ShardSet, ray_head: Any) -> None:
     with pytest.raises(BadInput, match="what is there: 4 CPU, 0 GPU"):
         in_process(tmp_path, shards, scaling='{"workers": 2, "accelerator": "gpu"}', ray_address=ray_head.address)
+
+
+def test_an_event_that_the_driver_cannot_record_is_not_lost(ray_head: Any) -> None:
+    """An error of ``on_event`` (here: a tracking server that is gone) is kept for ``fit`` to raise; the events after it are handed on."""
+    heard: list[str] = []
+    errors: list[Exception] = []
+
+    def on_event(event: tuple[Any, ...]) -> None:
+        heard.append(event[1])
+        if event[1] == "first":
+            raise ConnectionError("no tracking server")
+
+    with cluster.connect(ray_head.address, workers=1):
+        import ray
+
+        from components.train import ray_launcher
+
+        mailbox: Any = ray.remote(num_cpus=0)(ray_launcher.Mailbox).remote()
+        ended = threading.Event()
+        follower = threading.Thread(target=ray_launcher.follow, args=(mailbox, on_event, ended, errors))
+        follower.start()
+        ray.get([mailbox.put.remote(("say", text)) for text in ("first", "second")])
+        ended.set()
+        follower.join()
+    assert heard == ["first", "second"]
+    assert [str(error) for error in errors] == ["no tracking server"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_restarts(tmp_path: Path, shards: ShardSet, ray_head: Any) -> None:
