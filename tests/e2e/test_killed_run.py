@@ -3,6 +3,7 @@ ends finished, with bundles equal to those of an undisturbed run, and leaves no 
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -64,12 +65,14 @@ class Started:
             time.sleep(0.1)
         return not self.alive()
 
-    def checkpoints(self, stage: str) -> int:
-        return len(list(self.root.glob(f"train/{stage}/*/checkpoints/*")))
+    def log(self) -> str:
+        """run.log: everything that every start of this run said."""
+        return next(self.root.glob("runs/*/run.log")).read_text()
 
     def training(self) -> str:
-        """The stage that is being trained: the one with checkpoints and no bundle."""
-        return next((s for s in ("x16", "x32") if self.checkpoints(s) and not list(self.root.glob(f"train/{s}/*/bundle/bundle.json"))), "")
+        """The stage that is being trained: the one with a finished checkpoint and no bundle."""
+        begun = (s for s in ("x16", "x32") if list(self.root.glob(f"train/{s}/*/checkpoints/*/state.json")))
+        return next((s for s in begun if not list(self.root.glob(f"train/{s}/*/bundle/bundle.json"))), "")
 
 
 @pytest.fixture
@@ -101,12 +104,15 @@ def bundles(root: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def finish(run: Started, undisturbed: Path) -> None:
+def finish(run: Started, stage: str, undisturbed: Path) -> None:
+    """The run ends, having gone on with ``stage`` in the middle of its training, as if nothing had happened."""
     assert run.process.wait(timeout=900) == 0, run.said()
     assert run.all_gone_within(20), run.alive()
     assert set(bundles(run.root)) == {"x16", "x32"}
     assert bundles(run.root) == bundles(undisturbed)
     assert not list(run.root.glob("runs/*/*.error.json"))
+    resumed = re.findall(rf"train-{stage} resuming at (\d+) of (\d+) images", run.log())
+    assert any(0 < int(seen) < int(images) for seen, images in resumed), f"nothing was killed in training: {resumed}\n{run.said()}"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
@@ -122,7 +128,7 @@ def test_a_stopped_run_is_finished_by_the_same_command(
     assert stage not in bundles(first.root), "the stage had ended before the signal came: the test saw nothing"
 
     second = start(tmp_path / "root")
-    finish(second, undisturbed)
+    finish(second, stage, undisturbed)
     assert f"train-{stage} finished in" in second.said()
 
 
@@ -131,8 +137,7 @@ def test_a_killed_training_worker_costs_nothing_but_time(start: Callable[[Path],
     run.until(lambda: run.training() != "" and bool(workers(run)))
     stage, victim = run.training(), workers(run)[0]
     os.kill(victim, signal.SIGKILL)
-    assert stage
-    finish(run, undisturbed)
+    finish(run, stage, undisturbed)
 
 
 def workers(run: Started) -> list[int]:
