@@ -245,6 +245,14 @@ def download_folder(uri: str, local: Path) -> None:
             shutil.copyfileobj(source, stream, BLOCK_BYTES)
 
 
+def filesystem(uri: str) -> tuple[Any, str]:
+    """fsspec's filesystem of a remote location and the path in it, for a library that writes there by itself."""
+    first, chain = _links(uri)
+    scheme, _, rest = first.partition("://")
+    fs = _filesystem(uri if chain else f"{scheme}://{rest.partition('/')[0]}/")
+    return fs, str(fs._strip_protocol(first))
+
+
 def check_readable(uri: str) -> None:
     """BadInput unless ``uri`` is a file that can be read or a folder that can be listed."""
     try:
@@ -346,10 +354,7 @@ def _filesystem(address: str) -> Any:
 
 def _retry(uri: str, work: Callable[[Any, str], T], *, attempts: int = ATTEMPTS) -> T:
     """Run ``work(filesystem, path)``, again after transient errors; the final error names the URI."""
-    first, chain = _links(uri)
-    scheme, _, rest = first.partition("://")
-    fs = _filesystem(uri if chain else f"{scheme}://{rest.partition('/')[0]}/")
-    path = fs._strip_protocol(first)
+    fs, path = filesystem(uri)
     for attempt in range(1, attempts + 1):
         try:
             return work(fs, path)

@@ -5,6 +5,7 @@ import subprocess
 from typing import Any, NamedTuple
 
 from components import cluster
+from components.jobs import submit_and_follow
 from sr3_core import config, plugins, storage, tracking
 from sr3_core.artifacts import bundle
 from sr3_core.artifacts.bundle import ModelBundle
@@ -63,7 +64,7 @@ def run(
         arguments = {"section": stage.canonical_json(), "scaling": scale.canonical_json(), "shards-uri": shards.uri, "root": root}
         arguments |= {"shards-sha256": shards_sha256, "mlflow-uri": mlflow_uri, "run-key": run_key, "mlflow-run-id": mlflow_run_id}
         given = [f"--{name}={value}" for name, value in arguments.items()]
-        cluster.submit_and_follow(address, "components.train", given, fingerprint=mark)
+        submit_and_follow(address, "components.train", given, fingerprint=mark)
         return TrainResult(place, ModelBundle.verify(place))
     with tracking.child(mlflow_uri, mlflow_run_id, task, mark) as tracker:
         tracker.log_params({"stage": stage.model_dump(mode="json"), "workers": scale.workers, "accelerator": scale.accelerator})
@@ -87,7 +88,9 @@ def _train(stage: Stage, scale: Scaling, shards: ShardSet, *, address: str, fold
         job = ray_launcher.Job(
             stage=stage.canonical_json(), shards_uri=shards.uri, checkpoints_uri=store.uri, threads=ray_cluster.cpus_per_worker
         )
-        ray_launcher.fit(job, workers=scale.workers, gpu=gpu, folder_uri=folder, on_event=_Follower(stage, tracker, task))
+        ray_launcher.fit(
+            job, workers=scale.workers, gpu=gpu, folder_uri=folder, own_ray=not address, on_event=_Follower(stage, tracker, task)
+        )
     checkpoint = store.latest()
     if checkpoint is None or checkpoint.images_seen != stage.training.images:
         seen = checkpoint.images_seen if checkpoint else 0

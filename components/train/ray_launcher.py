@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow.fs
 import ray
 import ray.train
 import torch
@@ -68,12 +69,16 @@ class Mailbox:
         return self._fatal
 
 
-def fit(job: Job, *, workers: int, gpu: bool, folder_uri: str, on_event: Callable[[Event], None]) -> None:
+def fit(job: Job, *, workers: int, gpu: bool, folder_uri: str, own_ray: bool, on_event: Callable[[Event], None]) -> None:
     """Run the loop on ``workers`` workers to its end; ``on_event`` is called in a thread of this process.
+    What Ray itself keeps is removed at the end: it stands in the working folder with ``own_ray``, else where every node of the cluster
+    reaches it, under ``folder_uri``.
 
     A lost worker restarts the group from the last checkpoint, ``MAX_FAILURES`` times. Raises BadInput and Failed of the loop as they
     are (they are not tried again), Failed when the restarts are used up, and what ``on_event`` raised when all else went well.
     """
+    name, parent = f"ray-{folder_uri.rpartition('/')[2]}", storage.absolute(".") if own_ray else folder_uri
+    _remove(storage.join(parent, name), on_event)  # of a run that was killed: Ray would go on with it
     mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
     trainer = TorchTrainer(
         _work,
@@ -83,8 +88,8 @@ def fit(job: Job, *, workers: int, gpu: bool, folder_uri: str, on_event: Callabl
             num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": job.threads, **({"GPU": 1} if gpu else {})}
         ),
         run_config=RunConfig(
-            name="ray",
-            storage_path=folder_uri,
+            name=name,
+            **ray_storage(parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
@@ -101,12 +106,28 @@ def fit(job: Job, *, workers: int, gpu: bool, folder_uri: str, on_event: Callabl
     finally:
         ended.set()
         follower.join()
+        _remove(storage.join(parent, name), on_event)
     fatal = ray.get(mailbox.fatal.remote())
     if fatal is not None:
         raise fatal
     if errors:
         raise errors[0]
-    storage.remove(storage.join(folder_uri, "ray"), recursive=True)
+
+
+def ray_storage(uri: str) -> dict[str, Any]:
+    """The arguments of RunConfig for a folder at ``uri``: of the schemes that fsspec knows, pyarrow knows a few by itself."""
+    if storage.is_local(uri):
+        return {"storage_path": uri}
+    filesystem, path = storage.filesystem(uri)
+    return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))}
+
+
+def _remove(uri: str, on_event: Callable[[Event], None]) -> None:
+    """Nobody reads it again: what cannot be removed must not cost the training, nor hide its error."""
+    try:
+        storage.remove(uri, recursive=True)
+    except (OSError, Failed) as error:
+        on_event(("say", f"could not remove {uri} ({error})"))
 
 
 def _work(given: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from components import cluster
 from components.train import main as room
-from sr3_core import config, processes, tracking
+from sr3_core import config, processes, storage, tracking
 from sr3_core.artifacts.bundle import ModelBundle
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Data, Stage
@@ -140,7 +140,8 @@ def test_a_killed_worker_changes_nothing_and_a_second_run_does_nothing(tmp_path:
     bundle = ModelBundle.load(str(folder / "bundle"))
     assert run.lines[-2].split() == [bundle.uri, bundle.manifest_sha256] or f"{bundle.uri} {bundle.manifest_sha256}\n" in run.lines
     assert bundle.manifest["lineage"]["images_seen"] == 320 and bundle.manifest["lineage"]["shards_sha256"] == shards.manifest_sha256
-    assert not (folder / "ray").exists() and not (folder / "lease.json").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["bundle", "checkpoints"]
+    assert not list((root / "work").glob("ray*"))
 
     uri = tracking.default_uri(str(root))
     client = tracking.client(uri)
@@ -188,6 +189,19 @@ def test_bad_input_is_refused_before_any_work(tmp_path: Path, shards: ShardSet, 
     assert not list(tmp_path.glob("train/*/*/checkpoints")) and not list(tmp_path.glob("train/*/*/bundle"))
 
 
+def test_ray_keeps_its_state_wherever_storage_can_write() -> None:
+    cluster.quieten()
+    from components.train import ray_launcher
+
+    assert ray_launcher.ray_storage("/runs/train") == {"storage_path": "/runs/train"}
+    uri = "memory://bucket/train"
+    given = ray_launcher.ray_storage(uri)
+    with given["storage_filesystem"].open_output_stream(f"{given['storage_path']}/ray/marker") as stream:
+        stream.write(b"x")
+    assert storage.read_bytes(f"{uri}/ray/marker") == b"x"
+    storage.remove(uri, recursive=True)
+
+
 def test_more_workers_than_resources_is_refused(tmp_path: Path, shards: ShardSet, ray_head: Any) -> None:
     with pytest.raises(BadInput, match="what is there: 4 CPU, 0 GPU"):
         in_process(tmp_path, shards, scaling='{"workers": 2, "accelerator": "gpu"}', ray_address=ray_head.address)
@@ -225,5 +239,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_restarts(tmp_path: Path,
     with pytest.raises(Failed, match="stage x2, images 40 to 48, turn net: loss nan"):
         in_process(tmp_path, shards, section=poisoned, ray_address=ray_head.address)
     assert sorted(path.name for path in (next((tmp_path / "train" / "x2").iterdir()) / "checkpoints").iterdir()) == ["000000000032"]
+    assert not list(tmp_path.glob("train/x2/*/ray*"))
     ended = tracking.client(f"sqlite:///{tmp_path}/mlflow.db")
     assert [run.info.status for run in ended.search_runs([tracking.experiment_id(f"sqlite:///{tmp_path}/mlflow.db")])] == ["FAILED"]
