@@ -1,10 +1,9 @@
-"""Ray for every room: connect by the rules below, map a function over items with retries, run an entry as a submitted job.
+"""Ray for every room: connect by the rules below, map a function over items with retries.
 
-Beside ``components/train/ray_launcher.py`` the only importer of ray, and only inside functions: a room that finds its result
-up to date starts no Ray.
+Beside ``components/jobs.py`` (a room as a submitted job) and ``components/train/ray_launcher.py`` the only importer of ray, and only
+inside functions: a room that finds its result up to date starts no Ray.
 """
 
-import asyncio
 import hashlib
 import http.client
 import json
@@ -13,28 +12,27 @@ import os
 import socket
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from sr3_core.errors import EXIT_BAD_INPUT, BadInput, Failed
+from sr3_core.errors import BadInput, Failed
 from sr3_core.progress import say
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PROJECT = Path(__file__).resolve().parent.parent
+LOCK = "infra/images/requirements.lock"
 CODE_HASH_VARIABLE = "SR3_CODE_HASH"
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un on Linux
 _SOCKET_BELOW_TEMP = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024  # rooms exchange URIs and counts, not images
 _CONNECT_SECONDS = 5.0
-_POLL_SECONDS = 1.0
 _QUIET = {
     "RAY_AUTH_MODE": "disabled",  # else a token file in the home folder turns authentication on
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -177,7 +175,7 @@ def map_tasks(
                 if isinstance(cause, BadInput):
                     raise cause from None
                 if attempt == retries:
-                    text = f"{type(cause).__name__}: {_last_line(cause)}"
+                    text = f"{type(cause).__name__}: {last_line(cause)}"
                     raise Failed(f"{name(items[index])} failed {attempt + 1} times, at last with {text}") from error
                 waiting.append((index, attempt + 1))
                 continue
@@ -189,69 +187,14 @@ def map_tasks(
     return [results[index] for index in range(len(items))]
 
 
-def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fingerprint: str, working_dir: str | None = None) -> None:
-    """Run ``python -m module arguments`` as a Ray job at ``address`` (http://HOST:PORT), print its log, and end as it ends.
-
-    The job's id is ``sr3-<fingerprint>-<attempt>``: a retried caller follows its attempt that is still running. Raises BadInput
-    when the address does not answer or the job ends with exit code 2, Failed when it ends otherwise; when the caller is
-    interrupted, the job is stopped. ``working_dir`` uploads a folder (a developer's path; None: the code of the cluster's image).
-    """
-    quieten()
-    import shlex
-
-    from ray.job_submission import JobStatus, JobSubmissionClient
-
-    try:
-        client = JobSubmissionClient(address)
-        attempts = [job for job in client.list_jobs() if (job.submission_id or "").startswith(f"sr3-{fingerprint}-")]
-    except (ConnectionError, RuntimeError) as error:
-        raise BadInput(
-            f"ray job address {address} does not answer ({_last_line(error)})",
-            "the dashboard address of a Ray head",
-            "check it and that the head runs",
-        ) from None
-    entrypoint = shlex.join(["python", "-m", module, *arguments])
-    alive = [job for job in attempts if not job.status.is_terminal() and job.entrypoint == entrypoint]
-    if alive:
-        job = str(alive[0].submission_id)
-        say("ray", f"following job {job}, which runs already")
-    else:
-        runtime_env: dict[str, Any] = {"env_vars": {CODE_HASH_VARIABLE: code_hash()}}
-        if working_dir is not None:
-            runtime_env["working_dir"] = working_dir
-        job = client.submit_job(
-            entrypoint=entrypoint,
-            submission_id=f"sr3-{fingerprint}-{len(attempts)}",
-            runtime_env=runtime_env,
-        )
-        say("ray", f"submitted job {job} to {address}")
-    last_bad = ""
-    try:
-        for line in _log_lines(client, job):
-            print(line, flush=True)
-            if "bad input: " in line:
-                last_bad = line.partition("bad input: ")[2]
-        while not client.get_job_status(job).is_terminal():
-            time.sleep(_POLL_SECONDS)
-    except BaseException:
-        client.stop_job(job)
-        raise
-    info = client.get_job_info(job)
-    if info.status == JobStatus.SUCCEEDED:
-        return
-    if info.driver_exit_code == EXIT_BAD_INPUT:
-        got, _, rest = (last_bad or "input that the job refused").partition("; allowed: ")
-        allowed, _, do = rest.partition("; do: ")
-        raise BadInput(got, allowed or "see the job's log", do or f"ray job logs {job}")
-    raise Failed(f"job {job} at {address} ended as {info.status.value} (exit code {info.driver_exit_code}); log: ray job logs {job}")
-
-
 def code_hash() -> str:
-    """Hash of every Python file of the project's packages: equal here and on the cluster when both run the same code."""
+    """Hash of every Python file of the project's packages, and of the lock where it is there: equal here and on the cluster when both
+    run the same code with the same libraries."""
+    lock = PROJECT / LOCK
+    files = [path for package in ("components", "sr3_core") for path in sorted((PROJECT / package).rglob("*.py"))]
     digest = hashlib.sha256()
-    for package in ("components", "sr3_core"):
-        for path in sorted((PROJECT / package).rglob("*.py")):
-            digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in [*files, *([lock] if lock.is_file() else [])]:
+        digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -288,7 +231,7 @@ def _start(address: str, *, workers: int, dashboard: bool) -> None:
         ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BadInput(
-            f"no Ray at {address} ({_last_line(error)})",
+            f"no Ray at {address} ({last_line(error)})",
             "HOST:PORT of a running head",
             "check the address, or leave it out for a local Ray",
         ) from None
@@ -360,25 +303,7 @@ def _check_job_server(address: str) -> None:
         raise BadInput(f"what answers at {address} is not Ray", allowed, "check the port") from None
 
 
-def _log_lines(client: Any, job: str) -> Iterator[str]:
-    """Lines of a job's log as they come; the tail of a chunk waits for its end of line."""
-    loop = asyncio.new_event_loop()
-    chunks = client.tail_job_logs(job)
-    rest = ""
-    try:
-        while True:
-            try:
-                rest += loop.run_until_complete(anext(chunks))
-            except StopAsyncIteration:
-                break
-            *lines, rest = rest.split("\n")
-            yield from lines
-        if rest:
-            yield rest
-    finally:
-        loop.close()
-
-
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """What an error says in the end, without the traceback that Ray puts before it."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

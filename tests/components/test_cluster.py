@@ -1,7 +1,5 @@
-"""components/cluster.py on a real Ray head: which Ray is chosen, tasks with retries, submitted jobs; each refusal is one clear line."""
+"""components/cluster.py on a real Ray head: which Ray is chosen, tasks with retries; each refusal is one clear line."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import pytest
 
 from components import cluster
 from sr3_core.errors import BadInput, Failed
-from tests.conftest import RayHead, free_port
+from tests.conftest import RayHead
 from tests.plugins import tasks
 
 
@@ -88,18 +86,12 @@ def test_one_core_takes_two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_a_job_is_followed_and_ends_as_its_entry_ends(ray_head: RayHead, tmp_path: Path) -> None:
-    """The submitter is a process of its own: this one is connected to the cluster."""
-    follow = "cluster.submit_and_follow(sys.argv[1], 'components.train', sys.argv[2:], fingerprint='test')"
-    submit = f"import sys; from components import cluster; {follow}"
-    arguments = ["--section={}", f"--shards-uri={tmp_path}", f"--root={tmp_path}"]
-    ended = subprocess.run([sys.executable, "-c", submit, ray_head.jobs, *arguments], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1
-    assert "sr3| ray submitted job sr3-test-0" in ended.stdout
-    assert "bad input: no value for name" in ended.stdout  # its log was followed
-    assert ended.stderr.rstrip().endswith("BadInput: bad input: no value for name; allowed: a value: the key is required; do: add it")
-
-
-def test_nothing_listens_at_the_job_address() -> None:
-    with pytest.raises(BadInput, match="does not answer"):
-        cluster.submit_and_follow(f"http://127.0.0.1:{free_port()}", "components.train", [], fingerprint="test")
+def test_the_code_hash_covers_code_and_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "PROJECT", tmp_path)
+    found = [cluster.code_hash()]
+    for name, text in ((cluster.LOCK, "numpy==2"), (cluster.LOCK, "numpy==3"), ("sr3_core/config.py", "x = 1")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        found.append(cluster.code_hash())
+    (tmp_path / "README.md").touch()
+    assert len(set(found)) == 4 and cluster.code_hash() == found[-1]

@@ -1,0 +1,118 @@
+"""A room as a job on a remote Ray: submit its entry at http://HOST:PORT, follow its log, end as it ends.
+
+Ray's job client is imported here alone, and only inside functions. A lost connection never ends a job: what runs on the cluster goes
+on without its follower, and the same command finds it again by its id.
+"""
+
+import asyncio
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from components import cluster
+from sr3_core.errors import EXIT_BAD_INPUT, BadInput, Failed
+from sr3_core.progress import say
+
+RETRIES = 5  # after 1, 2, 4, 8 and 16 seconds
+_LOG_RETRIES = 2  # then the status alone is asked for: the log may be lost where the job is not
+_POLL_SECONDS = 1.0
+_BAD_INPUT = "bad input: "
+
+
+def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fingerprint: str) -> None:
+    """Run ``python -m module arguments`` as a Ray job at ``address`` (http://HOST:PORT), print its log, and end as it ends.
+
+    The job's id is ``sr3-<fingerprint>-<attempt>``: a retried caller follows its attempt that is still running. The code is that of
+    the cluster's image. Raises BadInput when the address does not answer or the job ends with exit code 2, Failed when it ends
+    otherwise or stays out of reach for ``RETRIES`` tries: it then goes on. An interrupt or TERM of the caller stops it.
+    """
+    cluster.quieten()
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+        attempts = [job for job in client.list_jobs() if (job.submission_id or "").startswith(f"sr3-{fingerprint}-")]
+    except (ConnectionError, RuntimeError) as error:
+        raise BadInput(
+            f"ray job address {address} does not answer ({cluster.last_line(error)})",
+            "the dashboard address of a Ray head",
+            "check it and that the head runs",
+        ) from None
+    entrypoint = shlex.join(["python", "-m", module, *arguments])
+    alive = [job for job in attempts if not job.status.is_terminal() and job.entrypoint == entrypoint]
+    if alive:
+        job = str(alive[0].submission_id)
+        say("ray", f"following job {job}, which runs already")
+    else:
+        job = client.submit_job(
+            entrypoint=entrypoint,
+            submission_id=f"sr3-{fingerprint}-{len(attempts)}",
+            runtime_env={"env_vars": {cluster.CODE_HASH_VARIABLE: cluster.code_hash()}},
+        )
+        say("ray", f"submitted job {job} to {address}")
+    try:
+        info, bad = _follow(client, job, address)
+    except (KeyboardInterrupt, SystemExit):
+        try:
+            client.stop_job(job)
+        except Exception as error:  # the interrupt is what ends this process, whatever the client says
+            say("ray", f"could not stop job {job} at {address} ({cluster.last_line(error)})")
+        raise
+    if info.status == JobStatus.SUCCEEDED:
+        return
+    if info.driver_exit_code == EXIT_BAD_INPUT:
+        got, _, rest = (bad or "input that the job refused").partition("; allowed: ")
+        allowed, _, do = rest.partition("; do: ")
+        raise BadInput(got, allowed or "see the job's log", do or f"ray job logs {job}")
+    raise Failed(f"job {job} at {address} ended as {info.status.value} (exit code {info.driver_exit_code}); log: ray job logs {job}")
+
+
+def _follow(client: Any, job: str, address: str) -> tuple[Any, str]:
+    """Print the job's log to its end; its details then, and its last line about bad input. Failed when it stays out of reach."""
+    printed, failures, bad = 0, 0, ""
+    while True:
+        try:
+            if failures <= _LOG_RETRIES:
+                for number, line in enumerate(_log_lines(client, job)):  # from its beginning each time
+                    if number < printed:
+                        continue
+                    print(line, flush=True)
+                    printed, failures = printed + 1, 0
+                    if _BAD_INPUT in line:
+                        bad = line.partition(_BAD_INPUT)[2]
+            info = client.get_job_info(job)
+            if info.status.is_terminal():
+                return info, bad
+            failures = 0
+            time.sleep(_POLL_SECONDS)
+        except Exception as error:  # the client raises what its HTTP library does; none of it says that the job has ended
+            if failures == RETRIES:
+                lost = f"job {job} at {address} is out of reach ({cluster.last_line(error)})"
+                raise Failed(f"{lost}; it was not stopped and goes on: the same command follows it again") from error
+            if failures == 0:
+                say("ray", f"lost touch with job {job} ({cluster.last_line(error)}), trying again")
+            time.sleep(2**failures)
+            failures += 1
+
+
+def _log_lines(client: Any, job: str) -> Iterator[str]:
+    """Lines of a job's log as they come; the tail of a chunk waits for its end of line."""
+    loop = asyncio.new_event_loop()
+    chunks = client.tail_job_logs(job)
+    rest = ""
+    try:
+        while True:
+            try:
+                rest += loop.run_until_complete(anext(chunks))
+            except StopAsyncIteration:
+                break
+            *lines, rest = rest.split("\n")
+            yield from lines
+        if rest:
+            yield rest
+    finally:
+        with suppress(Exception):
+            loop.run_until_complete(chunks.aclose())
+        loop.close()

@@ -1,0 +1,115 @@
+"""components/jobs.py on a real Ray head: a job is followed to its end, also through a connection that breaks."""
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from components import jobs
+from sr3_core.errors import BadInput
+from tests.conftest import RayHead, free_port
+
+
+def test_a_job_is_followed_and_ends_as_its_entry_ends(ray_head: RayHead, tmp_path: Path) -> None:
+    """The submitter is a process of its own: this one is connected to the cluster."""
+    follow = "jobs.submit_and_follow(sys.argv[1], 'components.train', sys.argv[2:], fingerprint='test')"
+    submit = f"import sys; from components import jobs; {follow}"
+    arguments = ["--section={}", f"--shards-uri={tmp_path}", f"--root={tmp_path}"]
+    ended = subprocess.run([sys.executable, "-c", submit, ray_head.jobs, *arguments], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "sr3| ray submitted job sr3-test-0" in ended.stdout
+    assert "bad input: no value for name" in ended.stdout  # its log was followed
+    assert ended.stderr.rstrip().endswith("BadInput: bad input: no value for name; allowed: a value: the key is required; do: add it")
+
+
+def test_nothing_listens_at_the_job_address() -> None:
+    with pytest.raises(BadInput, match="does not answer"):
+        jobs.submit_and_follow(f"http://127.0.0.1:{free_port()}", "components.train", [], fingerprint="test")
+
+
+class Way:
+    """A way to a port of this machine that can be cut, with every connection on it, and mended."""
+
+    def __init__(self, to: int) -> None:
+        self.port, self._to = free_port(), to
+        self._open: list[socket.socket] = []
+        self.mend()
+
+    def mend(self) -> None:
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self._open.append(listener)
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def cut(self) -> None:
+        for one in self._open:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self._open.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                ends = listener.accept()[0], socket.create_connection(("127.0.0.1", self._to))
+                self._open += ends
+                for source, sink in (ends, ends[::-1]):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while part := source.recv(65536):
+                sink.sendall(part)
+            sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def way(ray_head: RayHead) -> Iterator[Way]:
+    made = Way(int(ray_head.jobs.rpartition(":")[2]))
+    yield made
+    made.cut()
+
+
+ENTRY = "import time; from pathlib import Path; print('begun', flush=True)\nwhile not Path({marker!r}).exists(): time.sleep(0.2)"
+
+
+def followed(way: Way, marker: Path, fingerprint: str, *, retries: int) -> subprocess.Popen[str]:
+    """The submitter of a job that prints, waits for ``marker`` and prints again; its log has begun."""
+    follow = f"jobs.submit_and_follow(sys.argv[1], 'timeit', sys.argv[2:], fingerprint={fingerprint!r})"
+    submit = f"import sys; from components import jobs; jobs.RETRIES = {retries}; {follow}"
+    arguments = ["--number=1", "--repeat=1", f"--setup={ENTRY.format(marker=str(marker))}", "print('done')"]
+    command = [sys.executable, "-c", submit, f"http://127.0.0.1:{way.port}", *arguments]
+    submitter = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert submitter.stdout is not None
+    assert any(line == "begun\n" for line in submitter.stdout)
+    return submitter
+
+
+def test_a_broken_connection_is_made_again(way: Way, tmp_path: Path) -> None:
+    submitter = followed(way, tmp_path / "marker", "broken", retries=jobs.RETRIES)
+    way.cut()
+    assert submitter.stdout is not None
+    assert "lost touch with job sr3-broken-0" in submitter.stdout.readline()
+    way.mend()
+    (tmp_path / "marker").touch()
+    said, errors = submitter.communicate(timeout=120)
+    assert submitter.returncode == 0, errors
+    assert "done" in said and "begun" not in said  # the log goes on where it broke off
+
+
+def test_a_job_out_of_reach_goes_on_and_is_found_again(way: Way, tmp_path: Path) -> None:
+    submitter = followed(way, tmp_path / "marker", "lost", retries=1)
+    way.cut()
+    _, errors = submitter.communicate(timeout=120)
+    assert submitter.returncode == 1
+    assert "it was not stopped and goes on: the same command follows it again" in errors.splitlines()[-1]
+    way.mend()
+    again = followed(way, tmp_path / "marker", "lost", retries=1)
+    (tmp_path / "marker").touch()
+    said, errors = again.communicate(timeout=120)
+    assert again.returncode == 0 and "done" in said, errors
