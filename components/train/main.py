@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from components import cluster
 from components.jobs import submit_and_follow
-from components.jobs import submit_and_follow
 from sr3_core import config, plugins, storage, tracking
 from sr3_core.artifacts import bundle
 from sr3_core.artifacts.bundle import ModelBundle
