@@ -24,7 +24,9 @@ from tests.conftest import RECIPES, REPOSITORY, free_port
 SHARDS = "a" * 64
 RESULTS = (("ours", 20.0), ("bicubic", 18.5))
 LOAD = """
-import json, sys
+import importlib.util, json, os, sys
+sys.path[:] = [place for place in sys.path if os.path.realpath(place) != sys.argv[2]]  # where the development install points to
+assert not [name for name in ("sr3_core", "components", "pipeline") if importlib.util.find_spec(name)], sys.path
 import mlflow, numpy as np
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model("models:/pair@champion")
@@ -128,7 +130,9 @@ def test_it_registers_a_version_with_alias_card_and_tags(exported: tuple[main.Ex
 
 def test_a_stranger_loads_the_champion_without_the_repository(exported: tuple[main.ExportResult, str], uri: str, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-P", "-c", LOAD, uri], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", LOAD, uri, os.path.realpath(REPOSITORY)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stdout.strip().splitlines()[-1])
     assert (loaded["shape"], loaded["dtype"]) == ([2, 36, 28, 3], "uint8")
