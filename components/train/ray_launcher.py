@@ -71,6 +71,7 @@ class Mailbox:
 
 def fit(job: Job, *, workers: int, gpu: bool, folder_uri: str, own_ray: bool, on_event: Callable[[Event], None]) -> None:
     """Run the loop on ``workers`` workers to its end; ``on_event`` is called in a thread of this process.
+
     What Ray itself keeps is removed at the end: it stands in the working folder with ``own_ray``, else where every node of the cluster
     reaches it, under ``folder_uri``.
 
