@@ -54,7 +54,7 @@ def tools_with_little_space(at: Path) -> str:
         ("space", (), "1 GiB free"),
         ("space", (), "needed: 9 GiB"),
         ("space", ("--dev", "--"), "needed: 9 GiB"),
-        ("space", ("--", "--index-url=x"), "needed: 4 GiB"),
+        ("space", ("--", "--timeout=60"), "needed: 4 GiB"),
     ],
 )
 def test_no_git_and_no_room(tool: str, arguments: tuple[str, ...], line: str, tmp_path: Path) -> None:
