@@ -102,6 +102,9 @@ def _read_extending(name_or_path: str, beside: Path, seen: tuple[str, ...]) -> d
 def _merged(base: Any, change: Any) -> Any:
     if isinstance(base, dict) and isinstance(change, dict):
         return {**base, **{key: _merged(base.get(key), value) for key, value in change.items()}}
+    if isinstance(base, list) and isinstance(change, list):
+        named = {item["name"]: item for item in base if isinstance(item, dict) and "name" in item}
+        return [_merged(named.get(item.get("name")), item) if isinstance(item, dict) else item for item in change]
     return change
 
 
@@ -120,7 +123,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if isinstance(target, list):
         target[_index(target, last, override)] = value
     elif isinstance(target, dict):
-        target[last] = value
+        target[last] = _merged(target.get(last), value) if isinstance(value, list) else value
     else:
         raise BadInput(f"--set {override!r}: {'.'.join(parents)} is a single value", "a key of a section", "shorten the key")
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from sr3_core import images, storage
 from sr3_core.config import Data, SplitName
-from sr3_core.data.degrade import Crop, crops
+from sr3_core.data.degrade import Crop, crops, top_level
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
 
@@ -132,7 +132,9 @@ def make(photos: Sequence[Photo], data: Data) -> Plan:
 
 
 def refuse_too_few(plan: Plan, data: Data, listed_at: str) -> None:
-    """BadInput when too large a share of the inputs was rejected, or a split has fewer photos than ``data.split.minimum``."""
+    """BadInput when too large a share of the inputs was rejected, a split has fewer photos than ``data.split.minimum``, or none of its
+    photos has the largest level: a stage that can be neither trained nor judged should be known before the others are trained.
+    """
     total = plan.accepted + len(plan.rejected)
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons_of(plan).items()))
     why = f" ({reasons}; each is named in {listed_at})" if plan.rejected else ""
@@ -145,6 +147,14 @@ def refuse_too_few(plan: Plan, data: Data, listed_at: str) -> None:
         if count < minimum:
             got = f"{count} of {total} photos for split {split}{why}"
             raise BadInput(got, f"at least {minimum}, data.split.minimum.{split}", "add photos or lower the minimum")
+        top = max(
+            (top_level(s.photo.height, s.photo.width, data) or 0 for shard in plan.shards if shard.split == split for s in shard.samples),
+            default=0,
+        )
+        if minimum and top < data.levels[-1]:
+            got = f"no photo of split {split} reaches {data.levels[-1]} pixels; the largest level there is {top}"
+            do = "add larger photos, or leave that level and its stage out: --set 'data.levels=[64, 256]' --set 'stages=[{name: sr256}]'"
+            raise BadInput(got, f"at least one for each of data.levels {list(data.levels)}", do)
 
 
 def reasons_of(plan: Plan) -> dict[str, int]:

@@ -103,6 +103,15 @@ def test_extends_holds_only_what_differs(tmp_path: Path) -> None:
     assert recipe.stages == config.load("demo").stages
 
 
+def test_a_list_of_named_items_picks_and_changes_them_by_name(tmp_path: Path) -> None:
+    demo = config.load("demo")
+    first = ("data.levels=[64, 256]", "data.required_levels={}", "stages=[{name: sr256}]")
+    assert config.load("demo", first).stages == demo.stages[:1]
+    text = "extends: demo\nstages:\n  - {name: sr256, training: {seed: 7}}\n  - {name: sr1024}\n"
+    changed = config.load(written(tmp_path, text))
+    assert changed.stages[0].training.seed == 7 and changed.stages[0].model == demo.stages[0].model and changed.stages[1] == demo.stages[1]
+
+
 def test_overrides_reach_items_by_name_and_by_index() -> None:
     by_name = config.load("demo", ["stages.sr1024.training.seed=9", "data.options.uri=/a b/%c#d"])
     by_index = config.load("demo", ["stages.1.training.seed=9", "data.options={uri: '/a b/%c#d'}"])

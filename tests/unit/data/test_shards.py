@@ -240,6 +240,18 @@ def test_small_sets_fill_their_minimum_and_large_ones_follow_the_hash() -> None:
     assert all(many[name] <= more[name] for name in many)
 
 
+def test_a_largest_level_that_no_photo_of_a_split_reaches(tmp_path: Path) -> None:
+    """It would be found after the other stages were trained."""
+    (tmp_path / "photos").mkdir()
+    for index in range(8):
+        (tmp_path / "photos" / f"{index}.png").write_bytes(images.encode(photo(index, (20, 20))))
+    required = {"train": (8, 16), "val": (8, 16), "test": (8, 16)}
+    with pytest.raises(BadInput, match=r"no photo of split train reaches 32 pixels; the largest level there is 16.*stages="):
+        build(tmp_path / "photos", tmp_path / "out", required_levels=required)
+    assert not (tmp_path / "out" / MANIFEST).exists()
+    assert build(tmp_path / "photos", tmp_path / "out", levels=(8, 16)).count("train") > 0
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_fewer_photos_than_the_splits_need(tmp_path: Path, count: int) -> None:
     (tmp_path / "photos").mkdir()
@@ -305,16 +317,23 @@ def test_bytes_pass_through_when_the_size_fits(tmp_path: Path, top: int, stored:
     content = {f"{index}": images.encode(photo(index, (top, top)), stored) for index in range(6)}
     for name, data in content.items():
         (root / f"{name}.{images.EXTENSIONS[stored]}").write_bytes(data)
+    for split in ("train", "val", "test"):  # one photo of the largest level each, whatever the others are
+        (root / split).mkdir()
+        (root / split / "large.png").write_bytes(images.encode(photo(len(split), (40, 40))))
+    for path in list(root.glob("*.*")):
+        path.rename(root / "train" / path.name)
     every = dict.fromkeys(("train", "val", "test"), (8, 16))
     made = build(root, tmp_path / "out", required_levels=every, codec={"format": "jpeg"})
     for index in range(made.count("train")):
         record = made.sample("train", index)
+        if record.source == "train/large":
+            continue
         offset, size, extension = record.members[top]
         data = (tmp_path / "out" / record.shard).read_bytes()[offset : offset + size]
         passed = stored == "png" or top == 32  # a low image is never JPEG
-        assert (data == content[record.source]) == passed
+        assert (data == content[record.source.removeprefix("train/")]) == passed
         assert extension == (images.EXTENSIONS[stored] if passed else "png")
-        assert np.array_equal(made.image("train", index, top), images.decode(content[record.source]))
+        assert np.array_equal(made.image("train", index, top), images.decode(content[record.source.removeprefix("train/")]))
         assert all(entry[2] == "png" for level, entry in record.members.items() if level != 32)
 
 
