@@ -52,7 +52,7 @@ def make(at: Path) -> World:
             "source": "folder",
             "options": {"uri": str(at / "photos")},
             "levels": LEVELS,
-            "split": {"val": 0.3, "test": 0.5},
+            "split": {"val": 0.3, "test": 0.5, "minimum": {"train": 0}},  # no stage is trained here
             "required_levels": dict.fromkeys(("train", "val", "test"), LEVELS[:2]),
         },
     )
