@@ -1,4 +1,4 @@
-"""Signal levels: training tables, how training draws them, and the grids that sampling walks. Float64 throughout.
+"""Signal levels: training tables and how training draws them. Float64 throughout; sampling grids are in grids.py.
 
 ``gamma`` in (0, 1] is the cumulative signal level of the SR3 paper (arXiv 2104.07636, section 2; alpha-bar elsewhere):
 ``noisy = sqrt(gamma) y0 + sqrt(1 - gamma) eps``. ``half log-SNR`` is ``lambda = 0.5 ln(gamma / (1 - gamma))``.
@@ -72,15 +72,3 @@ def half_log_snr(gamma: Array | float) -> Array:
 def gamma_of(half_log_snr: Array | float) -> Array:
     """The inverse of ``half_log_snr``."""
     return 1.0 / (1.0 + np.exp(-2.0 * np.asarray(half_log_snr, dtype=np.float64)))
-
-
-def log_snr_grid(steps: int, low: float, high: float) -> Array:
-    """(steps + 1,) ascending gammas: ``steps`` points uniform in half log-SNR from ``low`` to ``high``, then 1."""
-    return np.append(gamma_of(np.linspace(low, high, steps)), 1.0)
-
-
-def time_grid(steps: int, schedule: Schedule) -> Array:
-    """(steps + 1,) ascending gammas: linear in the table's t from T to 0, log gamma interpolated, ending at 1."""
-    table = np.log(schedule.gammas())
-    t = np.linspace(schedule.steps, 0, steps + 1)
-    return np.exp(np.interp(t, np.arange(schedule.steps + 1), table))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sr3_core.diffusion import process, schedules
+from sr3_core.diffusion import grids, process, schedules
 
 GAMMAS = torch.tensor([0.01, 0.3, 0.7, 0.999], dtype=torch.float64)
 
@@ -95,8 +95,8 @@ def test_log_snr_levels_are_uniform() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
 def test_grids_ascend_and_end_at_one(steps: int) -> None:
-    for grid in (schedules.time_grid(steps, schedules.Schedule()), schedules.log_snr_grid(steps, -4.0, 4.5)):
+    for grid in (grids.time_grid(steps, schedules.Schedule()), grids.log_snr_grid(steps, -4.0, 4.5)):
         assert len(grid) == steps + 1
         assert grid[-1] == 1.0
         assert (np.diff(grid) > 0).all()
-    assert schedules.time_grid(steps, schedules.Schedule())[0] == pytest.approx(schedules.Schedule().gammas()[-1])
+    assert grids.time_grid(steps, schedules.Schedule())[0] == pytest.approx(schedules.Schedule().gammas()[-1])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sr3_core.diffusion import process, samplers, schedules
+from sr3_core.diffusion import grids, process, samplers, schedules
 
 FREQUENCY = torch.arange(1, 129, dtype=torch.float64)
 WEIGHT = FREQUENCY / FREQUENCY.sum()
@@ -28,10 +28,10 @@ Sampler = Callable[..., torch.Tensor]
 
 def grid(name: str, steps: int) -> list[float]:
     if name == "time":
-        return schedules.time_grid(steps, SCHEDULE).tolist()
+        return grids.time_grid(steps, SCHEDULE).tolist()
     table = SCHEDULE.gammas()
     low, high = (float(schedules.half_log_snr(table[t])) for t in (-1, 1))
-    return schedules.log_snr_grid(steps, low, high).tolist()
+    return grids.log_snr_grid(steps, low, high).tolist()
 
 
 def frechet(sampler: Sampler, gammas: list[float]) -> tuple[float, int]:
@@ -109,7 +109,7 @@ def test_order_of_convergence(name: str) -> None:
 def test_starts_from_zero_terminal_signal(name: str) -> None:
     sampler = TABLE[name][0]
     x0 = torch.linspace(-1, 1, 7)
-    gammas = [0.0, *schedules.log_snr_grid(12, -3.0, 4.0).tolist()]
+    gammas = [0.0, *grids.log_snr_grid(12, -3.0, 4.0).tolist()]
     out = sampler(lambda y, gamma: x0.expand_as(y), torch.randn(2, 7), gammas, lambda step: torch.zeros(2, 7))
     torch.testing.assert_close(out, x0.expand(2, 7))
 
