@@ -143,28 +143,42 @@ def submit(
 @main.command()
 def recipes() -> None:
     """List the recipes that come with the project: sr3 recipes."""
-    for name in config.recipe_names():
+    names = config.recipe_names()
+    for name in names:
         lines = (config.RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
         comments = [line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith("# sr3 run")]
-        click.echo(f"{name:<16} {comments[0] if comments else ''}")
+        click.echo(f"{name:<{max(map(len, names))}} {comments[0] if comments else ''}")
 
 
 @main.command()
 @click.argument("recipe")
 @_SET
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Print RECIPE as it is after all defaults and changes.
+@click.option("--json", "as_json", is_flag=True, help="As JSON, the summary under its own key.")
+@click.option("--device", default="", help="h100, h200, a100, l4, t4 or cpu, for the estimates; default: h100 or cpu, as scaling says.")
+def show(recipe: str, overrides: tuple[str, ...], as_json: bool, device: str) -> None:
+    """Print RECIPE as it is after all defaults and changes, and what its stages cost: parameters, FLOPs, memory, time.
+
+    The costs are comment lines, so that what is printed is a recipe.
 
     \b
     sr3 show demo --set scaling.workers=4
+    sr3 show paper_64_256 --device a100
     """
     import json
 
     import yaml
 
-    values = config.load(recipe, overrides).model_dump(mode="json")
-    click.echo(json.dumps(values, indent=1) if as_json else yaml.safe_dump(values, sort_keys=False).rstrip())
+    from sr3_core import summary
+
+    loaded = config.load(recipe, overrides)
+    values = loaded.model_dump(mode="json")
+    found = summary.summary(loaded, device)
+    if as_json:
+        click.echo(json.dumps({**values, "summary": found}, indent=1))
+        return
+    for line in summary.text(loaded, found).splitlines():
+        click.echo(f"# {line}".rstrip())
+    click.echo(yaml.safe_dump(values, sort_keys=False).rstrip())
 
 
 @main.command()

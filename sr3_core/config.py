@@ -303,7 +303,7 @@ def options(section: type[SectionT], values: Mapping[str, Any], owner: str) -> S
 
 def _as_bad_input(section: type[Section], error: ValidationError, prefix: str = "") -> BadInput:
     first = error.errors(include_url=False)[0]
-    place = prefix + ".".join(str(part) for part in first["loc"])
+    place = (prefix + ".".join(str(part) for part in first["loc"])).removesuffix(".")
     if first["type"] == "extra_forbidden":
         allowed = _keys_at(section, first["loc"][:-1])
         return BadInput(f"unknown key {place}", nearest(str(first["loc"][-1]), allowed), "mend the key")

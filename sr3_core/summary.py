@@ -1,0 +1,303 @@
+"""What a recipe's stages cost before anything runs: parameters, FLOPs, memory counted on meta tensors; times estimated on a named device.
+
+FLOP here is 2 x multiply-add (convolutions, matrix products and attention; the rest is below a hundredth). Bytes are decimal: GB = 1e9.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from sr3_core import config, plugins
+from sr3_core.config import Recipe, Stage
+from sr3_core.diffusion.predictor import sampling_options
+from sr3_core.errors import BadInput
+
+LINE_CHARACTERS = 130
+STATE_BYTES = 20  # a parameter in training: float32 weight, gradient, two moments of Adam and the moving average
+FORWARD_PER_TRAINING = 3  # the backward pass costs two forwards; with checkpoints the forward runs once more
+# Passes over the stored activations that memory traffic amounts to. These two reproduce the rooflines, taken layer by layer with every
+# pointwise operation fused, of SR3's four networks within 10 % (training) and 20 % (sampling).
+TRAINING_PASSES, SAMPLING_PASSES = 4, 1
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator, or one core. FLOP/s are dense peaks, bytes/s that of its memory; ``share`` of this roofline is what is expected.
+
+    ``bfloat16`` None: no units for it, float32's rate is taken.
+    """
+
+    bfloat16: float | None
+    float32: float
+    bandwidth: float
+    memory: float | None
+    share: float
+    source: str
+
+
+_GPU = "share: the goal for channels-last code with fused pointwise operations, not a measurement"
+_CPU = "share: measured .48 on a network of 98 M parameters and .27 on the demo's"
+DEVICES = {
+    "h100": Device(989e12, 495e12, 3.35e12, 80e9, 0.55, f"NVIDIA's data sheet of H100 SXM, float32 as TF32; {_GPU}"),
+    "h200": Device(989e12, 495e12, 4.8e12, 141e9, 0.55, f"NVIDIA's data sheet of H200 SXM, float32 as TF32; {_GPU}"),
+    "a100": Device(312e12, 156e12, 2.04e12, 80e9, 0.55, f"NVIDIA's data sheet of A100 SXM 80 GB, float32 as TF32; {_GPU}"),
+    "l4": Device(121e12, 60e12, 0.3e12, 24e9, 0.55, f"NVIDIA's data sheet of L4, without sparsity, float32 as TF32; {_GPU}"),
+    "t4": Device(None, 8.1e12, 0.32e12, 16e9, 0.55, f"NVIDIA's data sheet of T4, which has no bfloat16; {_GPU}"),
+    "cpu": Device(None, 0.2e12, 10e9, None, 0.35, f"one core of 3.1 GHz with two AVX-512 units; {_CPU}"),
+}  # fmt: skip
+
+
+COUNTED = (
+    "Counted, per image. FLOP = 2 x multiply-add; training = 3 x forward, 4 x where the recipe checkpoints its blocks. Activations: what "
+    "is stored for the backward pass (eager bfloat16 autocast keeps norms in float32: up to 1.7 x). Training state: "
+    f"{STATE_BYTES} bytes a parameter."
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counted, not estimated. ``training_*`` and activations are for one image of ``training_side`` pixels, the crop where there is one.
+
+    ``activations``: bytes stored for the backward pass by precision, each storage once, parameters left out. bfloat16 means that all of
+    it is stored so, as by fused norms; eager autocast keeps the norms' in float32, up to 1.7 x. ``checkpointed``: the same when each
+    block is recomputed; None where the network has no ``checkpoint_blocks``.
+    """
+
+    stage: str
+    parameters: int
+    forward_flops: int
+    training_side: int
+    training_flops: int
+    activations: dict[str, int]
+    checkpointed: dict[str, int] | None
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimated for a stage on ``count`` devices; seconds. ``network_calls``: of one sample, by the recipe's sampling options."""
+
+    stage: str
+    device: str
+    count: int
+    precision: str
+    micro_batch: int
+    memory_bytes: float
+    memory_of_device: float | None
+    training_images_per_second: float
+    training_seconds: float
+    network_calls: int
+    sampling_seconds: float
+
+
+def summary(recipe: Recipe, device: str = "") -> dict[str, Any]:
+    """Costs and estimates of every stage as plain values. ``device`` defaults to h100 or cpu, as ``scaling.accelerator`` says.
+
+    Raises BadInput for an unknown device and for what the plug-ins refuse.
+    """
+    device = device or {"gpu": "h100", "cpu": "cpu"}[recipe.scaling.accelerator]
+    if device not in DEVICES:
+        raise BadInput(f"--device {device!r}", config.nearest(device, list(DEVICES)), "name one of these")
+    costs = [cost(stage) for stage in recipe.stages]
+    count = recipe.scaling.workers * ((recipe.scaling.cpus_per_worker or 1) if device == "cpu" else 1)
+    estimates = [estimate(stage, found, device, count=count) for stage, found in zip(recipe.stages, costs, strict=True)]
+    return {
+        "device": {"name": device, **asdict(DEVICES[device])},
+        "costs": [asdict(item) for item in costs],
+        "estimates": [asdict(item) for item in estimates],
+        "assumptions": assumptions(device),
+    }
+
+
+def cost(stage: Stage) -> Cost:
+    """Count one stage on meta tensors: nothing is computed and no weight is made. Raises BadInput for options the network refuses."""
+    network = build(stage)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    side = stage.training.crop or stage.high
+    forward = forward_flops(network, stage, stage.high)
+    trained = forward if side == stage.high else forward_flops(network, stage, side)
+    checkpoints = "checkpoint_blocks" in _options(stage).model_fields
+    stored = activation_bytes(build(stage, checkpoint_blocks=False) if checkpoints else network, stage, side)
+    return Cost(
+        stage=stage.name,
+        parameters=parameters,
+        forward_flops=forward,
+        training_side=side,
+        training_flops=trained * (FORWARD_PER_TRAINING + _recomputes(stage)),
+        activations=stored,
+        checkpointed=activation_bytes(build(stage, checkpoint_blocks=True), stage, side) if checkpoints else None,
+        state_bytes=STATE_BYTES * parameters,
+    )
+
+
+def build(stage: Stage, **changed: Any) -> nn.Module:
+    """The stage's network on the meta device, its options ``changed``."""
+    module = plugins.load("models", stage.model.name)
+    options = config.options(module.Options, {**stage.model.options, **changed}, f"stages.{stage.name}.model")
+    with torch.device("meta"):
+        return module.build(options, stage).to("meta")  # a buffer made from an array stands elsewhere
+
+
+def forward_flops(network: nn.Module, stage: Stage, side: int) -> int:
+    """FLOPs of one call for one image of ``side`` x ``side`` pixels."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(*_inputs(stage, side))
+    return int(counter.get_total_flops())
+
+
+def activation_bytes(network: nn.Module, stage: Stage, side: int) -> dict[str, int]:
+    """Bytes that autograd stores for the backward pass of one image of ``side`` x ``side`` pixels in training, by precision."""
+    found: dict[str, int] = {}
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        network.to(dtype).train()
+        own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}  # pyright: ignore[reportPrivateUsage]
+        kept: dict[int, torch.UntypedStorage] = {}  # holding a storage keeps its identity from being used again
+
+        def keep(tensor: Tensor, own: set[int] = own, kept: dict[int, torch.UntypedStorage] = kept) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:  # pyright: ignore[reportPrivateUsage]
+                kept[storage._cdata] = storage  # pyright: ignore[reportPrivateUsage]
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = network(*_inputs(stage, side, dtype))
+        found[name] = sum(storage.nbytes() for storage in kept.values())
+        del output
+    return found
+
+
+def estimate(stage: Stage, cost: Cost, device: str, *, count: int) -> Estimate:
+    """Times of one stage on ``count`` x ``device``: the roofline of ``assumptions``, for batches that fill the device."""
+    on = DEVICES[device]
+    training = stage.training
+    precision = training.precision
+    kept = cost.checkpointed if cost.checkpointed is not None and _recomputes(stage) else cost.activations
+    per_step = training.global_batch / count  # images that share one optimizer step on a device
+    traffic = TRAINING_PASSES * cost.activations[precision] + 2 * cost.state_bytes / per_step
+    rate = on.bfloat16 if precision == "bfloat16" and on.bfloat16 is not None else on.float32
+    each = (cost.training_flops / rate + traffic / on.bandwidth) / on.share
+    grown = (stage.high / cost.training_side) ** 2
+    once = cost.forward_flops / on.float32 + SAMPLING_PASSES * grown * cost.activations["float32"] / on.bandwidth
+    calls = network_calls(stage)
+    return Estimate(
+        stage=stage.name,
+        device=device,
+        count=count,
+        precision=precision,
+        micro_batch=training.micro_batch,
+        memory_bytes=cost.state_bytes + training.micro_batch * kept[precision],
+        memory_of_device=on.memory,
+        training_images_per_second=count / each,
+        training_seconds=training.images * each / count,
+        network_calls=calls,
+        sampling_seconds=calls * once / on.share,
+    )
+
+
+def network_calls(stage: Stage) -> int:
+    """Calls of the network for one sample."""
+    chosen = sampling_options(stage, {})
+    return 2 * chosen.steps - 1 if chosen.sampler == "heun" else chosen.steps
+
+
+def assumptions(device: str) -> str:
+    """What the estimates rest on, in one paragraph."""
+    on = DEVICES[device]
+    half = f"{_flops(on.bfloat16)}/s in bfloat16, " if on.bfloat16 is not None else "no bfloat16, "
+    return (
+        f"Estimates, not measurements: seconds = (FLOP / peak + bytes / bandwidth) / share. {device}: {half}{_flops(on.float32)}/s in "
+        f"float32, {_bytes(on.bandwidth)}/s, share {on.share:g} ({on.source}). Bytes: {TRAINING_PASSES} passes over the activations in "
+        f"training, {SAMPLING_PASSES} in sampling, and the weights' state twice a step. Sampling in float32, in batches that fill the "
+        "device. Loading, checkpoints, evaluation and the exchange of gradients between workers are not counted."
+    )
+
+
+def text(recipe: Recipe, found: dict[str, Any]) -> str:
+    """The summary as aligned lines for a reader."""
+    counted = [("stage", "pixels", "parameters", "forward", "training", "activations bf16 / fp32", "with checkpoints", "training state")]
+    expected = [("estimated", "devices", "memory of one", "training", "all images", "a sample")]
+    for stage, cost, guess in zip(recipe.stages, found["costs"], found["estimates"], strict=True):
+        crop = f", crops of {stage.training.crop}" if stage.training.crop else ""
+        counted.append(
+            (
+                stage.name,
+                f"{stage.low or 'none'} -> {stage.high}{crop}",
+                f"{cost['parameters'] / 1e6:.4g} M",
+                _flops(cost["forward_flops"]),
+                _flops(cost["training_flops"]),
+                _both(cost["activations"]),
+                _both(cost["checkpointed"]) if cost["checkpointed"] else "-",
+                _bytes(cost["state_bytes"]),
+            )
+        )
+        have = f" of {_bytes(guess['memory_of_device'])}" if guess["memory_of_device"] else ""
+        expected.append(
+            (
+                stage.name,
+                f"{guess['count']} x {guess['device']}{' core' if guess['device'] == 'cpu' else ''}",
+                f"{_bytes(guess['memory_bytes'])}{have} ({guess['micro_batch']} images, {guess['precision']})",
+                f"{guess['training_images_per_second']:.3g} images/s",
+                f"{_time(guess['training_seconds'])} for {stage.training.images:,}",
+                f"{_time(guess['sampling_seconds'])} ({guess['network_calls']} network calls)",
+            )
+        )
+    lines = [*_aligned(counted), *_wrapped(COUNTED), ""]
+    lines += [*_aligned(expected), *_wrapped(found["assumptions"])]
+    return "\n".join(lines)
+
+
+def _options(stage: Stage) -> Any:
+    return plugins.load("models", stage.model.name).Options
+
+
+def _recomputes(stage: Stage) -> bool:
+    return bool(stage.model.options.get("checkpoint_blocks"))
+
+
+def _inputs(stage: Stage, side: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None, Tensor]:
+    """One image's arguments of the denoiser signature on the meta device."""
+    image = torch.empty((1, stage.channels, side, side), device="meta", dtype=dtype)
+    gamma = torch.empty(1, device="meta", dtype=torch.float64)
+    return image, None if stage.low is None else image.clone(), gamma
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _wrapped(paragraph: str) -> list[str]:
+    return textwrap.wrap(paragraph, LINE_CHARACTERS)
+
+
+def _both(bytes_by_precision: dict[str, int]) -> str:
+    return f"{_bytes(bytes_by_precision['bfloat16'])} / {_bytes(bytes_by_precision['float32'])}"
+
+
+def _flops(count: float) -> str:
+    return _scaled(count, ("", "k", "M", "G", "T", "P"), "FLOP")
+
+
+def _bytes(count: float) -> str:
+    return _scaled(count, ("", "k", "M", "G", "T"), "B")
+
+
+def _scaled(value: float, prefixes: Sequence[str], unit: str) -> str:
+    for prefix in prefixes[:-1]:
+        if value < 999.5:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000.0
+    return f"{value:.3g} {prefixes[-1]}{unit}"
+
+
+def _time(seconds: float) -> str:
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.2g} {name}" if seconds / unit < 99.5 else f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.3g} days"
