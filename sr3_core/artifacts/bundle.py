@@ -156,15 +156,18 @@ class ModelBundle:
         return module.Objective(self.stage, dict(self.manifest["measured"]))
 
 
-def lineage(*, shards_sha256: str, images_seen: int, git_commit: str | None) -> dict[str, Any]:
-    """Where a bundle comes from; nothing in it depends on when or where it was made."""
+def lineage(
+    *, shards_sha256: str | None, images_seen: int | None, git_commit: str | None, imported: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Where a bundle comes from; nothing in it depends on when or where it was made. None: not known (``imported`` weights)."""
     versions: dict[str, str] = {}
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"shards_sha256": shards_sha256, "git_commit": git_commit, "packages": versions, "images_seen": images_seen}
+    made: dict[str, Any] = {"shards_sha256": shards_sha256, "git_commit": git_commit, "packages": versions, "images_seen": images_seen}
+    return made if imported is None else {**made, "imported": dict(imported)}
 
 
 def _manifest(uri: str) -> dict[str, Any]:
@@ -198,17 +201,25 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 def _card(stage: Stage, parameters: int, lineage: Mapping[str, Any]) -> str:
     low = "no low image" if stage.low is None else f"{stage.low} px"
+    imported = lineage.get("imported")
+    origin = (
+        [f"- weights imported from {imported['from']}, sha256 {imported['sha256']['weights']}", "", "Not evaluated by this project.", ""]
+        if imported
+        else [
+            f"- images seen in training: {lineage.get('images_seen')}",
+            f"- training data (manifest sha256): {lineage.get('shards_sha256')}",
+            f"- code: {lineage.get('git_commit') or 'unknown commit'}",
+            "",
+            "Weights are the exponential moving average. The evaluation stands in the report of the run that made this bundle.",
+            "",
+        ]
+    )
     lines = [
         f"# {stage.name}",
         "",
         f"{low} -> {stage.high} px, {stage.channels} channels; network `{stage.model.name}`, {parameters:,} parameters; "
         f"objective `{stage.objective.name}`.",
         "",
-        f"- images seen in training: {lineage.get('images_seen')}",
-        f"- training data (manifest sha256): {lineage.get('shards_sha256')}",
-        f"- code: {lineage.get('git_commit') or 'unknown commit'}",
-        "",
-        "Weights are the exponential moving average. The evaluation stands in the report of the run that made this bundle.",
-        "",
+        *origin,
     ]
     return "\n".join(lines)

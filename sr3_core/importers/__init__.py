@@ -1,0 +1,1 @@
+"""Weights of other SR3 codes read as ModelBundles."""
