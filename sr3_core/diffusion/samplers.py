@@ -5,15 +5,17 @@ Every sampler takes
     y                         the start: unit noise of the output's shape
     gammas                    ascending levels; the first is where ``y`` stands, the last is 1
     noise(step) -> tensor     unit noise for one step (only stochastic samplers call it)
-and returns the sample. eps is always formed from x0, so that the pair stays consistent after clipping. The network is called once a
-step (Heun: twice, but for the last). A last level of exactly 1 is a singular log-SNR: that step returns x0. A first level of 0 (zero
-terminal SNR) is left by y' = sqrt(t) x0 + sqrt(1 - t) y. Symbols: s the current level, t the next, l(.) the half log-SNR.
+and returns the sample; its keyword-only parameters are options of the same names in ``grids.Sampling``. eps is always formed from x0,
+so that the pair stays consistent after clipping. The network is called once a step (Heun: twice, but for the last, and once from 0).
+A last level of exactly 1 is a singular log-SNR: that step returns x0. A first level of 0 (zero terminal SNR) is left by
+y' = sqrt(t) x0 + sqrt(1 - t) y. Symbols: s the current level, t the next, l(.) the half log-SNR.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import exp, expm1, log, log1p, sqrt
+from math import exp, expm1, factorial, log, log1p, sqrt
 
+import numpy as np
 from torch import Tensor
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -63,32 +65,30 @@ def sde_dpmpp_2m(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: No
     return _multistep(denoise, y, gammas, noise, order=order)
 
 
-def unipc(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise) -> Tensor:
-    """UniPC-2 (Zhao et al. 2023), x0 form, B(h) = e^-h - 1: a 2M-like predictor, then a corrector that reuses the network call
-    made at the predicted point; that output is kept for the next step, so one call a step."""
+def unipc(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise, *, order: int = 2) -> Tensor:
+    """UniPC-``order`` (Zhao et al. 2023, algorithms 1 and 2), x0 form, B(h) = e^-h - 1: a multistep predictor, then a corrector that
+    reuses the network call made at the predicted point; that output is kept for the next step, so one call a step. Fewer x0 behind it
+    (the first steps) make a lower order."""
     x0 = denoise(y, gammas[0])
-    before: tuple[Tensor, float] | None = None  # x0 and half log-SNR of the step before
+    behind: list[tuple[Tensor, float]] = []  # x0 and half log-SNR of the steps before, the latest first
     for s, t in pairwise(gammas):
         if t == 1.0:
             return x0
         if s == 0.0:
             y = _leave_zero(x0, y, t)
-            before, x0 = None, denoise(y, t)
+            x0 = denoise(y, t)
             continue
-        h = _half_log_snr(t) - _half_log_snr(s)
+        here = _half_log_snr(s)
+        h = _half_log_snr(t) - here
         phi = expm1(-h)
         base = sqrt((1.0 - t) / (1.0 - s)) * y - sqrt(t) * phi * x0
-        if before is None:
-            x0_next = denoise(base, t)
-            correction = 0.5 * (x0_next - x0)
-        else:
-            r = (before[1] - _half_log_snr(s)) / h
-            slope = (before[0] - x0) / r
-            x0_next = denoise(base - sqrt(t) * phi * 0.5 * slope, t)
-            weight_before, weight_next = _unic_weights(h, r)
-            correction = weight_before * slope + weight_next * (x0_next - x0)
-        y = base - sqrt(t) * phi * correction
-        before, x0 = (x0, _half_log_snr(s)), x0_next
+        ratios = [(where - here) / h for _, where in behind]
+        slopes = [(x0_before - x0) / ratio for (x0_before, _), ratio in zip(behind, ratios, strict=True)]
+        x0_next = denoise(base - sqrt(t) * phi * _weighted(slopes, _unipc_weights(h, ratios)), t)
+        slopes.append(x0_next - x0)
+        y = base - sqrt(t) * phi * _weighted(slopes, _unipc_weights(h, [*ratios, 1.0]))
+        behind = [(x0, here), *behind][: order - 1]
+        x0 = x0_next
     return y
 
 
@@ -106,6 +106,16 @@ def heun(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise) -> 
         x0_next = denoise(scale * y - sqrt(t) * phi * x0, t)
         y = scale * y - sqrt(t) * phi * 0.5 * (x0 + x0_next)
     return y
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "sde_dpmpp_2m": sde_dpmpp_2m,
+    "unipc": unipc,
+    "heun": heun,
+}
 
 
 def _multistep(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise | None, *, order: int) -> Tensor:
@@ -131,14 +141,25 @@ def _multistep(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Nois
     return y
 
 
-def _unic_weights(h: float, r: float) -> tuple[float, float]:
-    """UniC-2's weights of the differences at r (before) and at 1 (next): [1 1; r 1] rho = (b1, b2), UniPC eq. 9 with B(h) = e^-h - 1."""
+def _unipc_weights(h: float, ratios: Sequence[float]) -> list[float]:
+    """Weights a of the slopes (x0_k - x0) / r_k at ``ratios`` r: sum_k r_k^(n-1) a_k B(h) = n! h^n phi_(n+1) / h^(n-1) for n = 1, 2, ...
+
+    (Zhao et al. 2023, theorem 3.1, with -h for h.) A single slope takes 1/2, its weight's limit at h = 0, which keeps the order.
+    """
+    if len(ratios) < 2:
+        return [0.5] * len(ratios)
     phi = expm1(-h)
-    phi_1 = phi / -h - 1.0
-    b1 = phi_1 / phi
-    b2 = (phi_1 / -h - 0.5) * 2.0 / phi
-    weight_before = (b1 - b2) / (1.0 - r)
-    return weight_before, b1 - weight_before
+    right: list[float] = []
+    term = phi
+    for n in range(1, len(ratios) + 1):
+        term = term / -h - 1.0 / factorial(n)
+        right.append(factorial(n) * term / phi)
+    powers = np.vander(np.array(ratios), increasing=True).T
+    return [float(weight) for weight in np.linalg.solve(powers, np.array(right))]
+
+
+def _weighted(slopes: Sequence[Tensor], weights: Sequence[float]) -> Tensor | float:
+    return sum((weight * slope for weight, slope in zip(weights, slopes, strict=True)), start=0.0)
 
 
 def _eps(y: Tensor, x0: Tensor, s: float) -> Tensor:
