@@ -6,16 +6,18 @@ The faithful SR3 recipe is prediction "eps", target "image", loss "l1", levels "
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sr3_core import config, plugins
 from sr3_core.config import Section, Stage
 from sr3_core.data.loader import Batch, MicroBatches
-from sr3_core.diffusion import process, schedules
-from sr3_core.diffusion.predictor import Predictor, sampling_options, unit_noise, upsampled
+from sr3_core.diffusion import guard, process, schedules
+from sr3_core.diffusion.grids import sampling_grid, sampling_options
+from sr3_core.diffusion.low_augmentation import LowAugmentation
+from sr3_core.diffusion.predictor import Predictor, unit_noise, upsampled
 from sr3_core.errors import BadInput
 from sr3_core.seeds import generator
 
@@ -23,21 +25,48 @@ MEASURED_SAMPLES = 128  # samples behind the residual's measured deviation
 
 
 class Options(Section):
-    """``target`` residual: y0 = (high - up(low)) / c, where c is ``residual_scale`` or, when null, twice the measured deviation.
+    """What the network learns, from which levels, by which loss.
 
-    ``min_snr`` weights the loss (Hang et al. 2023); null leaves it unweighted.
+    ``prediction`` eps, x0, v or edm (the F of EDM's preconditioning, for which ``sigma_data`` is the deviation of the target). ``target``
+    residual: y0 = (high - up(low)) / c, where c is ``residual_scale`` or, when null, twice the measured deviation. ``huber_delta`` is
+    where huber turns from squared to absolute; ``loss_weight`` none, snr or min_snr, whose bound is ``min_snr`` (Hang et al. 2023).
+    ``dream``: the power p of DREAM (Zhou et al. 2024), which adds a forward pass without gradient; null for none.
+    ``schedule_guard`` published keeps a schedule that the guard refuses, for the ``schedule_guard_reason``.
     """
 
     prediction: process.Prediction = "eps"
+    sigma_data: float = Field(default=0.5, gt=0)
     target: Literal["image", "residual"] = "image"
     residual_scale: float | None = Field(default=None, gt=0)
     levels: schedules.Levels = schedules.Levels()
-    loss: Literal["l1", "l2"] = "l1"
-    min_snr: float | None = Field(default=None, gt=0)
+    loss: Literal["l1", "l2", "huber"] = "l1"
+    huber_delta: float = Field(default=1.0, gt=0)
+    loss_weight: process.LossWeight = "none"
+    min_snr: float = Field(default=5.0, gt=0)
+    dream: float | None = Field(default=None, gt=0)
+    low_augmentation: LowAugmentation | None = None
+    schedule_guard: Literal["enforced", "published"] = "enforced"
+    schedule_guard_reason: str = ""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Options":
+        if self.prediction == "eps" and self.levels.terminal_gamma == 0.0:
+            raise ValueError("the levels end at gamma 0, where noise says nothing of the image: set prediction to v, x0 or edm")
+        if (self.schedule_guard == "published") != bool(self.schedule_guard_reason.strip()):
+            raise ValueError("schedule_guard published and a schedule_guard_reason go together: say why the schedule is kept")
+        return self
+
+    @property
+    def parameterisation(self) -> process.Parameterisation:
+        """What the network is given and what its output means."""
+        return process.Parameterisation(self.prediction, self.sigma_data)
 
 
 class Objective:
-    """One player, the denoiser. ``measured`` holds what was learnt of the data before training: ``residual_scale``."""
+    """One player, the denoiser. ``measured`` holds what was learnt of the data before training: ``residual_scale``.
+
+    ``notes`` are the lines that people should read beside the stage's results: the schedule guard's warnings and waivers.
+    """
 
     turns: tuple[str, ...] = ("denoiser",)
     exported = "denoiser"
@@ -45,9 +74,15 @@ class Objective:
     def __init__(self, stage: Stage, measured: Mapping[str, float]) -> None:
         self.stage = stage
         self.options = config.options(Options, stage.objective.options, "objective")
-        sampling_options(stage, {})
-        if self.options.target == "residual" and stage.low is None:
+        self.read = self.options.parameterisation
+        if stage.low is None and self.options.target == "residual":
             raise BadInput(f"stage {stage.name}: target residual without a low image", "target image", "set objective.options.target=image")
+        if stage.low is None and self.options.low_augmentation is not None:
+            got = f"stage {stage.name}: low_augmentation without a low image"
+            raise BadInput(got, "low_augmentation null", "take it out of objective.options")
+        gammas = sampling_grid(stage, self.options.levels, sampling_options(stage, {}))
+        self.ranges = guard.check(stage.name, self.options.levels, gammas, reason=self.options.schedule_guard_reason)
+        self.notes = self.ranges.notes
         self.residual_scale = self.options.residual_scale or measured.get("residual_scale", 1.0)
 
     @staticmethod
@@ -69,27 +104,48 @@ class Objective:
             return {"denoiser": module.build(options, self.stage)}
 
     def loss(self, turn: str, players: Mapping[str, Callable[..., Tensor]], batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Mean loss of the micro-batch; gamma and noise are drawn per sample from its global index."""
+        """Mean loss of the micro-batch; gamma, noise and augmentation are drawn per sample from its global index."""
+        options, training, network = self.options, self.stage.training, players[turn]
         x0, low = batch.high, None
+        extra: dict[str, Tensor | None] = {"label": batch.labels}
         if batch.low is not None:
-            low = upsampled(batch.low, batch.high)
-            if self.options.target == "residual":
+            low = batch.low
+            if options.low_augmentation is not None:
+                low, extra["augmentation"] = options.low_augmentation.apply(low, batch.sample_index, seed=training.seed)
+            low = upsampled(low, batch.high)
+            if options.target == "residual":
                 x0 = (batch.high - low) / self.residual_scale
-        seed = self.stage.training.seed
-        uniform = np.stack([generator(seed, "gamma", int(index)).random(2) for index in batch.sample_index])
-        gamma = torch.from_numpy(self.options.levels.draw(uniform)).to(x0.device)
-        eps = unit_noise([generator(seed, "noise", int(index)) for index in batch.sample_index], x0)
+        uniform = options.levels.uniform(batch.sample_index, seed=training.seed, global_batch=training.global_batch)
+        gamma = torch.from_numpy(options.levels.draw(uniform)).to(x0.device)
+        eps = unit_noise([generator(training.seed, "noise", int(index)) for index in batch.sample_index], x0)
         noisy = process.diffuse(x0, eps, gamma)
-        prediction = players[turn](noisy, low, gamma, label=batch.labels)
-        difference = prediction.float() - process.target(self.options.prediction, x0, eps, gamma)
-        error = difference.abs() if self.options.loss == "l1" else difference.square()
-        weight = process.loss_weight(self.options.prediction, gamma, self.options.min_snr).to(error.dtype)
-        loss = (error.flatten(1).mean(dim=1) * weight).mean()
+        if options.dream is not None:
+            with torch.no_grad():
+                own = self.read.to_eps(network(self.read.given(noisy, gamma), low, gamma, **extra).float(), noisy, gamma)
+            eps = process.rectified(eps, own, gamma, power=options.dream)
+            noisy = process.diffuse(x0, eps, gamma)
+        output = network(self.read.given(noisy, gamma), low, gamma, **extra)
+        error = self._error(output.float(), self.read.target(x0, eps, gamma)).flatten(1).mean(dim=1)
+        weight = self.read.loss_weight(options.loss_weight, gamma, min_snr=options.min_snr)
+        loss = (error * weight.to(error.dtype)).mean()
         return loss, {"loss": float(loss.detach())}
 
+    def _error(self, output: Tensor, target: Tensor) -> Tensor:
+        """Of every value, in the target's shape."""
+        if self.options.loss == "l1":
+            return (output - target).abs()
+        if self.options.loss == "l2":
+            return (output - target).square()
+        return functional.huber_loss(output, target, reduction="none", delta=self.options.huber_delta)
+
     def estimate(self, network: nn.Module, noisy: Tensor, up: Tensor | None, gamma: Tensor, labels: Tensor | None) -> Tensor:
-        """x0 (N, C, H, W) of the target, as ``network`` predicts it in one call; ``up`` is the low image at the size of ``noisy``."""
-        return process.to_x0(self.options.prediction, network(noisy, up, gamma, label=labels), noisy, gamma)
+        """x0 (N, C, H, W) of the target, as ``network`` predicts it in one call; ``up`` is the low image at the size of ``noisy``.
+
+        The low image is taken as it is: augmentation level 0.
+        """
+        unaugmented = torch.zeros_like(gamma)
+        output = network(self.read.given(noisy, gamma), up, gamma, label=labels, augmentation=unaugmented)
+        return self.read.to_x0(output, noisy, gamma)
 
     def predictor(self, network: nn.Module, *, degradation: str) -> Predictor:
         """``degradation`` is the filter that made the low images; the projection undoes what it can see."""
@@ -101,4 +157,5 @@ class Objective:
             levels=self.options.levels,
             residual_scale=self.residual_scale if self.options.target == "residual" else None,
             degradation=degradation,
+            guard_reason=self.options.schedule_guard_reason,
         )

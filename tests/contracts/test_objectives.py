@@ -12,11 +12,23 @@ from sr3_core.data.loader import Batch
 from sr3_core.errors import BadInput
 from sr3_core.resample import resample
 
+ZERO = {"name": "linear", "rescale_zero_terminal_snr": True}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "diffusion": [
         {},
         {"prediction": "v", "target": "residual", "residual_scale": 0.3, "loss": "l2", "levels": {"name": "log_snr", "low": -4, "high": 4}},
-        {"prediction": "x0", "loss": "l2", "min_snr": 5.0},
+        {"prediction": "x0", "loss": "l2", "loss_weight": "min_snr"},
+        {"prediction": "edm", "loss": "l2", "levels": {"name": "log_normal", "stratified": True}},
+        {"prediction": "edm", "sigma_data": 0.3, "target": "residual", "loss": "l2", "loss_weight": "min_snr", "min_snr": 2.0},
+        {"loss": "huber", "huber_delta": 0.1, "levels": {"name": "piecewise_sqrt", "stratified": True}},
+        {"loss": "l2", "loss_weight": "snr", "levels": {"name": "discrete", "schedule": {"start": 1e-4, "end": 2e-2}}},
+        {"prediction": "v", "loss": "l2", "loss_weight": "snr", "levels": {"name": "discrete", "schedule": {"name": "jsd", "steps": 50}}},
+        {"prediction": "v", "loss": "huber", "loss_weight": "min_snr", "levels": {"schedule": {"name": "sigmoid"}}},
+        {"loss": "l2", "dream": 1.0},
+        {"prediction": "x0", "dream": 2.0, "levels": {"schedule": {"name": "cosine", "steps": 200}}},
+        {"prediction": "v", "loss": "l2", "dream": 1.0, "levels": {"schedule": ZERO}},
+        {"prediction": "v", "low_augmentation": {"noise": [0.1, 0.4], "blur": [0.4, 0.6], "probability": 0.5}},
+        {"prediction": "v", "target": "residual", "low_augmentation": {"blur": [0.0, 1.5], "probability": 1.0}},
     ],
 }
 CASES = [(name, options) for name in plugins.names("objectives") for options in OPTIONS.get(name, [{}])]
@@ -24,12 +36,13 @@ CASES = [(name, options) for name in plugins.names("objectives") for options in 
 
 def stage(name: str, options: dict[str, Any], *, low: int | None = 4, **sampling: Any) -> Stage:
     network = {"channels": 16, "multipliers": [1, 2], "blocks": 1, "fed": "log_snr", "embedding_scale": 1.0}
+    network["augmentation"] = "low_augmentation" in options
     values = {
         "name": "s", "low": low, "high": 16,
         "model": {"name": "unet", "options": network},
         "objective": {"name": name, "options": options},
         "training": {"images": 8, "global_batch": 8, "micro_batch": 8, "checkpoint_images": 8, "log_images": 8, "seed": 2},
-        "sampling": {"steps": 3, **sampling},
+        "sampling": {"steps": 3, "grid": "log_snr", **sampling},
     }  # fmt: skip
     return config.parse(Stage, values)
 
@@ -70,6 +83,17 @@ def test_the_loss_is_a_function_of_the_global_index(name: str, options: dict[str
         first = made.loss(turn, players, batch(0, 4))[0]
         torch.testing.assert_close((first + second) / 2, whole)
         assert torch.isfinite(whole) and whole.dim() == 0
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_every_gradient_is_finite_and_some_reach_every_player(name: str, options: dict[str, Any]) -> None:
+    made = objective(name, options)
+    players = made.players()
+    for turn in made.turns:
+        made.loss(turn, players, batch(0, 8))[0].backward()
+        gradients = [parameter.grad for parameter in players[turn].parameters() if parameter.grad is not None]
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
+        assert any(gradient.abs().max() > 0 for gradient in gradients)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -116,7 +140,7 @@ def test_any_size_and_unknown_sampling_options(name: str, options: dict[str, Any
         predictor.predict(torch.zeros(1, 3, 4, 4), seeds=[1], stpes=3)
 
 
-@pytest.mark.parametrize("options", OPTIONS["diffusion"][1:])  # an untrained eps network saturates, and a clipped picture cannot agree
+@pytest.mark.parametrize("options", OPTIONS["diffusion"][1:3])  # untrained, most others saturate, and a clipped picture cannot agree
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "unipc", "heun"])
 def test_projection_agrees_with_the_low_image(options: dict[str, Any], sampler: str) -> None:
     """Even an untrained network's output shrinks back to the low image once it is projected, whatever the sampler."""
@@ -138,3 +162,73 @@ def test_an_unconditional_stage_samples_from_nothing() -> None:
     assert predictor.predict(None, seeds=[1, 2]).shape == (2, 3, 16, 16)
     with pytest.raises(BadInput, match="residual"):
         objective("diffusion", {"target": "residual"}, low=None)
+
+
+def test_stratified_levels_are_one_in_each_part_of_every_global_batch() -> None:
+    """Whatever the micro-batches: the levels of samples k B .. (k + 1) B - 1 fall into B different parts of the unit interval."""
+    levels = objective("diffusion", {"levels": {"name": "log_snr", "low": -4, "high": 4, "stratified": True}}).options.levels
+    whole = levels.uniform(np.arange(32), seed=5, global_batch=16)
+    parts = np.concatenate([levels.uniform(np.arange(first, first + 4), seed=5, global_batch=16) for first in range(0, 32, 4)])
+    np.testing.assert_array_equal(parts, whole)
+    slots = np.floor(whole[:, 0] * 16).astype(int).reshape(2, 16)
+    assert [sorted(batch) for batch in slots.tolist()] == [list(range(16))] * 2
+    assert slots[0].tolist() != slots[1].tolist() != list(range(16)), "each batch has its own permutation"
+
+
+def test_augmentation_is_for_training_alone() -> None:
+    """A network that is told the level gets another level in training for some samples, and 0 at inference."""
+    options = {"prediction": "v", "low_augmentation": {"noise": [0.2, 0.4], "probability": 0.5}}
+    made = objective("diffusion", options)
+    network = made.players()["denoiser"]
+    told: list[torch.Tensor] = []
+    network.register_forward_pre_hook(lambda module, args, kwargs: told.append(kwargs["augmentation"]), with_kwargs=True)
+    made.loss("denoiser", {"denoiser": network}, batch(0, 8))
+    made.predictor(network, degradation="bicubic").predict(batch(0, 2).low, seeds=[1, 2])
+    training, *inference = told
+    assert ((training == 0) | (training >= 0.2) & (training <= 0.4)).all()
+    assert 0 < int((training > 0).sum()) < 8
+    assert len(inference) == 3 and all((level == 0).all() for level in inference)
+    with pytest.raises(BadInput, match="low_augmentation without a low image"):
+        objective("diffusion", options, low=None)
+
+
+def test_dream_trains_on_the_network_s_own_error() -> None:
+    """The corrected sample and target, written out: with p = 1 the noise becomes eps + sqrt(1 - gamma) (eps - its estimate)."""
+    made = objective("diffusion", {"loss": "l2", "dream": 1.0})
+    calls: list[torch.Tensor] = []
+
+    def network(noisy: torch.Tensor, low: torch.Tensor, gamma: torch.Tensor, **_: Any) -> torch.Tensor:
+        calls.append(noisy)
+        assert torch.is_grad_enabled() == (len(calls) == 2)
+        return torch.zeros_like(noisy)
+
+    loss, _ = made.loss("denoiser", {"denoiser": network}, batch(0, 4))
+    plain: list[torch.Tensor] = []
+    objective("diffusion", {"loss": "l2"}).loss(
+        "denoiser", {"denoiser": lambda noisy, *_, **__: plain.append(noisy) or torch.zeros_like(noisy)}, batch(0, 4)
+    )
+    torch.testing.assert_close(calls[0], plain[0])
+    levels = made.options.levels
+    gamma = torch.from_numpy(levels.draw(levels.uniform(np.arange(4), seed=2, global_batch=8)))[:, None, None, None]
+    eps = (plain[0].double() - gamma.sqrt() * batch(0, 4).high) / (1 - gamma).sqrt()
+    corrected = eps * (1 + (1 - gamma).sqrt())
+    torch.testing.assert_close(calls[1].double(), gamma.sqrt() * batch(0, 4).high + (1 - gamma).sqrt() * corrected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss.double(), corrected.square().mean(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"levels": {"schedule": ZERO}}, "gamma 0"),
+        ({"levels": {"schedule": {"name": "jsd"}}}, "gamma 0"),
+        ({"schedule_guard": "published"}, "go together"),
+        ({"schedule_guard": "published", "schedule_guard_reason": "  "}, "go together"),
+        ({"schedule_guard_reason": "as published"}, "go together"),
+        ({"low_augmentation": {}}, "changes nothing"),
+        ({"low_augmentation": {"noise": [0.5, 1.5]}}, "ascend"),
+        ({"low_augmentation": {"blur": [0.6, 0.4]}}, "ascend"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        objective("diffusion", options)
