@@ -1,42 +1,24 @@
-"""Sampling from a trained denoiser: the options of a sample, and the predictor that runs a sampler over a grid of levels."""
+"""Sampling from a trained denoiser: the predictor that runs a sampler over a grid of levels. Options and grids are in grids.py."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from sr3_core import config
-from sr3_core.config import Section, Stage
-from sr3_core.diffusion import grids, process, samplers, schedules
+from sr3_core.config import Stage
+from sr3_core.diffusion import guard, process, schedules
+from sr3_core.diffusion.grids import Sampling, sampling_grid, sampling_options
+from sr3_core.diffusion.samplers import SAMPLERS
 from sr3_core.errors import BadInput
 from sr3_core.resample import resample
 from sr3_core.seeds import generator
 
 Estimate = Callable[[nn.Module, Tensor, Tensor | None, Tensor, Tensor | None], Tensor]
+OnPrediction = Callable[[float, Tensor, Tensor], None]
 UPSAMPLING = "bicubic"  # of the low image that the network sees and that a residual starts from (SR3, section 2.3)
-
-
-class Sampling(Section):
-    """How a sample is drawn. A log-SNR grid runs ``start`` to ``end`` (half log-SNR; default: the span of training), then to x0.
-
-    ``projection``: passes of x0 += up(low - down(x0)) on each step's x0, the last of which is the sample; 0 for none. ``clip``: x0 is
-    kept in [-1, 1]. ``eta`` is read by ddim, ``order`` by the two multistep samplers, ``posterior_variance`` by ancestral; the others
-    leave them alone, so that a sampler can be exchanged by its name.
-    """
-
-    sampler: Literal["ancestral", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "unipc", "heun"] = "ancestral"
-    steps: int = Field(default=100, ge=1)
-    grid: Literal["time", "log_snr"] = "time"
-    start: float | None = None
-    end: float | None = None
-    order: Literal[1, 2] = 2
-    eta: float = Field(default=0.0, ge=0, le=1)
-    posterior_variance: bool = False
-    projection: int = Field(default=0, ge=0)
-    clip: bool = True
 
 
 class Predictor:
@@ -44,7 +26,8 @@ class Predictor:
 
     ``estimate`` (network, noisy, up, gamma (N,), labels) -> x0 is how the objective reads the network: one call a time, x0 of the target
     (image or residual), unclipped. ``residual_scale`` is the c of a residual target, None when the target is the image; ``degradation``
-    is the filter that made the low images. ``network`` may be exchanged for another of the same signature.
+    is the filter that made the low images; ``guard_reason`` is why a schedule that the guard refuses is kept, "" for no such schedule.
+    ``network`` may be exchanged for another of the same signature.
     """
 
     def __init__(
@@ -57,8 +40,9 @@ class Predictor:
         levels: schedules.Levels,
         residual_scale: float | None,
         degradation: str,
+        guard_reason: str,
     ) -> None:
-        self.network, self.estimate = network, estimate
+        self.network, self.estimate, self.guard_reason = network, estimate, guard_reason
         self.stage, self.prediction, self.levels = stage, prediction, levels
         self.residual_scale, self.degradation = residual_scale, degradation
 
@@ -70,15 +54,25 @@ class Predictor:
         seeds: np.ndarray[Any, Any] | Tensor,
         size: tuple[int, int] | None = None,
         labels: Tensor | None = None,
+        on_prediction: OnPrediction | None = None,
         **sampling: Any,
     ) -> Tensor:
         """High images (N, C, H, W) in [-1, 1] for ``low`` (N, C, h, w) in [-1, 1], or None for an unconditional stage.
 
         ``seeds`` (N,): item i's noise depends on seeds[i] alone. ``size`` defaults to scale x the low size. ``sampling`` overrides
-        the stage's options (see ``Sampling``); unknown ones raise BadInput.
+        the stage's options (see ``Sampling``); unknown ones, and a grid that starts where training never was, raise BadInput.
+
+        ``on_prediction`` (gamma, noisy, clean) hears of every network call, in order: the level, the state the call was made at as an
+        image, and the clean image predicted there, clipped and projected; both (N, C, H, W), on the network's device.
         """
         chosen = sampling_options(self.stage, sampling)
+        gammas = sampling_grid(self.stage, self.levels, chosen)
+        guard.check(self.stage.name, self.levels, gammas, reason=self.guard_reason)
+        if gammas[0] == 0.0 and self.prediction == "eps":
+            got = f"stage {self.stage.name}: sampling from gamma 0 with eps prediction, which says nothing of the image there"
+            raise BadInput(got, "a start above gamma 0, or v, x0 or edm prediction", "change the sampling grid")
         device = next(self.network.parameters()).device
+        labels = None if labels is None else labels.to(device)
         if low is not None:
             low = low.to(device)
             size = size or (low.shape[-2] * self.stage.scale, low.shape[-1] * self.stage.scale)
@@ -90,34 +84,29 @@ class Predictor:
 
         def denoise(y: Tensor, level: float) -> Tensor:
             gamma = torch.full((y.shape[0],), level, dtype=torch.float64, device=device)
-            return self._constrained(self.estimate(self.network, y, up, gamma, labels), up, low, chosen)
+            image = self._constrained(self._image(self.estimate(self.network, y, up, gamma, labels), up), low, chosen)
+            if on_prediction is not None:
+                on_prediction(level, self._image(y, up), image)
+            return self._target(image, up)
 
         def noise(step: int) -> Tensor:
             return unit_noise([generator(number, "sampling", step + 1) for number in numbers], like)
 
         start = unit_noise([generator(number, "sampling", 0) for number in numbers], like)
-        gammas = self._grid(chosen)
-        sampler = _SAMPLERS[chosen.sampler]
-        y0 = sampler(denoise, start, gammas, noise, **_sampler_options(chosen))
+        sampler = SAMPLERS[chosen.sampler]
+        y0 = sampler(denoise, start, gammas, noise, **_sampler_options(sampler, chosen))
         return self._image(y0, up).clamp(-1.0, 1.0)
 
-    def _grid(self, chosen: Sampling) -> list[float]:
-        if chosen.grid == "time":
-            return grids.time_grid(chosen.steps, self.levels.schedule).tolist()
-        first, last = self.levels.span()
-        first = first if chosen.start is None else chosen.start
-        last = last if chosen.end is None else chosen.end
-        if chosen.steps > 1 and first >= last:
-            got = f"stage {self.stage.name}: sampling from start {first:g} to end {last:g}"
-            raise BadInput(got, "a start below the end (half log-SNR, noise first)", "change sampling.start or sampling.end")
-        return grids.log_snr_grid(chosen.steps, first, last).tolist()
-
     def _image(self, y0: Tensor, up: Tensor | None) -> Tensor:
-        return up + self.residual_scale * y0 if self.residual_scale is not None and up is not None else y0
+        return y0 if self.residual_scale is None or up is None else up + self.residual_scale * y0
 
-    def _constrained(self, y0: Tensor, up: Tensor | None, low: Tensor | None, chosen: Sampling) -> Tensor:
-        """Clip the image (never the residual itself) and pull it onto the low image."""
-        image = self._image(y0, up)
+    def _target(self, image: Tensor, up: Tensor | None) -> Tensor:
+        return image if self.residual_scale is None or up is None else (image - up) / self.residual_scale
+
+    def _constrained(self, image: Tensor, low: Tensor | None, chosen: Sampling) -> Tensor:
+        """Threshold and clip the image (never the residual itself) and pull it onto the low image."""
+        if chosen.dynamic_threshold is not None:
+            image = thresholded(image, chosen.dynamic_threshold)
         if chosen.clip:
             image = image.clamp(-1.0, 1.0)
         if low is not None:
@@ -125,30 +114,24 @@ class Predictor:
                 image = image + upsampled(low - resample(image, (low.shape[-2], low.shape[-1]), self.degradation), image)
                 if chosen.clip:
                     image = image.clamp(-1.0, 1.0)
-        return (image - up) / self.residual_scale if self.residual_scale is not None and up is not None else image
+        return image
 
 
-_SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "ancestral": samplers.ancestral,
-    "ddim": samplers.ddim,
-    "dpmpp_2m": samplers.dpmpp_2m,
-    "sde_dpmpp_2m": samplers.sde_dpmpp_2m,
-    "unipc": samplers.unipc,
-    "heun": samplers.heun,
-}
+def _sampler_options(sampler: Callable[..., Tensor], chosen: Sampling) -> dict[str, Any]:
+    """The options that the sampler reads: those of the names of its keyword-only parameters."""
+    return {p.name: getattr(chosen, p.name) for p in signature(sampler).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
-def _sampler_options(chosen: Sampling) -> dict[str, Any]:
-    if chosen.sampler == "ancestral":
-        return {"posterior_variance": chosen.posterior_variance}
-    if chosen.sampler == "ddim":
-        return {"eta": chosen.eta}
-    return {"order": chosen.order} if chosen.sampler in ("dpmpp_2m", "sde_dpmpp_2m") else {}
+def thresholded(image: Tensor, quantile: float) -> Tensor:
+    """``image`` (N, C, H, W) in [-1, 1]: each item clipped to [-s, s] and divided by s, the ``quantile`` of its absolute values or 1.
 
-
-def sampling_options(stage: Stage, overrides: Mapping[str, Any]) -> Sampling:
-    """The stage's sampling options with ``overrides`` on top, validated."""
-    return config.options(Sampling, {**stage.sampling, **overrides}, f"stage {stage.name}: sampling")
+    Dynamic thresholding (Saharia et al. 2022, Imagen, section 2.3), the quantile interpolated linearly as numpy does.
+    """
+    values = image.abs().flatten(1).sort(dim=1).values  # torch.quantile refuses more than 16 million numbers
+    place = quantile * (values.shape[1] - 1)
+    below = min(int(place), values.shape[1] - 2)
+    bound = torch.lerp(values[:, below], values[:, below + 1], place - below).clamp(min=1.0).view(-1, 1, 1, 1)
+    return image.clamp(-bound, bound) / bound
 
 
 def upsampled(low: Tensor | None, like: Tensor) -> Tensor:
