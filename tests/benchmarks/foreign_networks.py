@@ -6,8 +6,9 @@
 
 Every parameter of the original is drawn anew, N(0, 1 / fan_in), scales of norms U(.5, 1.5): fresh networks of these codes output zero or
 nearly so, which hides every mistake. The state is saved as the original saves it, imported by ``sr3_core.importers``, and both networks
-see one batch of three different gammas at two sizes. Differences are relative to the largest output. Ends with status 1 when an import
-differs by more than 1e-5, or a mutant of it (attention off, gamma shifted, a branch zeroed, the concatenation swapped) by less than 1e-2.
+see one batch of three different gammas at two sizes. Then both sample one image in eight steps, each by its own loop, from the same noise.
+Differences are relative to the largest output. Ends with status 1 when an import's output differs by more than 1e-5, its sample by more
+than 1e-4, or a mutant of it (attention off, gamma shifted, a branch zeroed, the concatenation swapped) by less than 1e-2.
 """
 
 import argparse
@@ -20,21 +21,49 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sr3_core import seeds
 from sr3_core.artifacts.bundle import ModelBundle
+from sr3_core.diffusion.predictor import unit_noise, upsampled
 from sr3_core.diffusion.schedules import Schedule
 from sr3_core.importers import janspiry, novwaul
 
-SAME, DIFFERENT = 1e-5, 1e-2
+SAME, SAME_SAMPLE, DIFFERENT = 1e-5, 1e-4, 1e-2
 SIZES = ((64, 64), (96, 64))
 STEPS = (150, 1000, 1850)  # of 2000: three levels of noise that every network has seen in training
 GAMMAS = torch.tensor(Schedule().gammas()[list(STEPS)])
 
-Original = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+SAMPLING_STEPS, SEED = 8, 11
+
+
+class Case(NamedTuple):
+    """An original and its import: network(noisy, low, gamma), sample(up, noises) or sample(None, noises) in [-1, 1], where to compare."""
+
+    network: Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    sample: Callable[[Tensor | None, Iterator[Tensor]], Tensor]
+    bundle: ModelBundle
+    gammas: Tensor
+    sampling: dict[str, Any]
+
+
+class Dealt:
+    """torch for a module whose random numbers are dealt from ``noises``."""
+
+    def __init__(self, noises: Iterator[Tensor]) -> None:
+        self.noises = noises
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def randn(self, *_: Any, **__: Any) -> Tensor:
+        return next(self.noises)
+
+    randn_like = randn
 
 
 def module(path: Path) -> ModuleType:
@@ -68,8 +97,8 @@ def redraw(network: nn.Module) -> None:
                 parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
 
 
-def of_janspiry(checkout: Path, name: str, folder: Path) -> tuple[Original, str, nn.Module, Tensor]:
-    """The original of the config ``name``, the folder of its import, the imported network and the gammas to compare at."""
+def of_janspiry(checkout: Path, name: str, folder: Path) -> Case:
+    """The network of the config ``name``."""
     values = janspiry.read_config(str(checkout / "config" / f"{name}.json"))
     model, kind = values["model"], values["model"]["which_model_G"]
     unet = module(checkout / "model" / f"{kind}_modules" / "unet.py")
@@ -93,14 +122,38 @@ def of_janspiry(checkout: Path, name: str, folder: Path) -> tuple[Original, str,
         t = torch.stack([(table - value).abs().argmin() for value in gamma])
         return network(x, t)
 
-    return original, out, ModelBundle.load(out).network, gammas
+    betas = {"schedule": "linear", "n_timestep": SAMPLING_STEPS, "linear_start": 1e-3, "linear_end": 0.6}
+
+    def sample(up: Tensor | None, noises: Iterator[Tensor]) -> Tensor:
+        whole.set_new_noise_schedule(betas, "cpu")
+        diffusion.torch = Dealt(noises)
+        if kind == "ddpm":  # its t is that of the training table, which a shorter table of its own would miss
+            whole.denoise_fn = _FedLevel(network, table, torch.cumprod(1 - whole.betas.double(), dim=0))
+        return whole.p_sample_loop((1, 3, 64, 64) if up is None else up)
+
+    sampling = {"grid": "betas", "steps": SAMPLING_STEPS, "betas": {"start": 1e-3, "end": 0.6, "steps": SAMPLING_STEPS}}
+    return Case(original, sample, ModelBundle.load(out), gammas, sampling)
 
 
-def of_novwaul(checkout: Path, channels: int, sizes: tuple[int, int], folder: Path) -> tuple[Original, str, nn.Module, Tensor]:
-    """As ``of_janspiry``, for a network of ``channels``."""
+class _FedLevel(nn.Module):
+    """A network fed t of ``table``, called with t of another table ``own``: by level, between two entries in proportion."""
+
+    def __init__(self, network: nn.Module, table: Tensor, own: Tensor) -> None:
+        super().__init__()
+        self.network, self.levels = network, -table.log().numpy()
+        self.t = torch.tensor(np.interp(-own.log().numpy(), self.levels, np.arange(len(self.levels))))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = self.network(x, self.t[t].float())
+        return out
+
+
+def of_novwaul(checkout: Path, channels: int, sizes: tuple[int, int], folder: Path) -> Case:
+    """A network of ``channels``; the weights of its exponential moving average are to be found, not the last ones."""
     network = module(checkout / "UNet" / "model.py").UNet(channels, steps=100)
     redraw(network)
-    whole = module(checkout / "diffusion.py").GaussianDiffusion(network, 1000, 100)
+    diffusion = module(checkout / "diffusion.py")
+    whole = diffusion.GaussianDiffusion(network, 1000, SAMPLING_STEPS)
     last = copy.deepcopy(whole)
     redraw(last.model.mid)
     torch.save({"net": last.state_dict(), "ema_net": whole.state_dict(), "epoch": 3}, folder / "last.pt")
@@ -111,7 +164,12 @@ def of_novwaul(checkout: Path, channels: int, sizes: tuple[int, int], folder: Pa
         assert low is not None
         return network(torch.cat([noisy, low], dim=1), gamma.sqrt().float()[:, None, None, None])
 
-    return original, out, ModelBundle.load(out).network, GAMMAS
+    def sample(up: Tensor | None, noises: Iterator[Tensor]) -> Tensor:
+        assert up is not None
+        diffusion.torch = Dealt(noises)
+        return 2 * whole.sample(next(noises), (up + 1) / 2) - 1
+
+    return Case(original, sample, ModelBundle.load(out), GAMMAS, {})
 
 
 def mutants(network: Any) -> Iterator[tuple[str, Callable[..., Tensor]]]:
@@ -128,22 +186,30 @@ def mutants(network: Any) -> Iterator[tuple[str, Callable[..., Tensor]]]:
 
 
 @torch.inference_mode()
-def compare(original: Original, imported: nn.Module, gammas: Tensor) -> tuple[float, dict[str, float]]:
-    """The largest relative difference of the import, and the smallest of each mutant."""
+def compare(case: Case) -> tuple[float, float, dict[str, float]]:
+    """The largest relative difference of the import's output, that of its sample, and the smallest output difference of each mutant."""
+    imported: Any = case.bundle.network
     worst, least = 0.0, dict[str, float]()
     for size in SIZES:
         generator = torch.Generator().manual_seed(1)
-        noisy = torch.randn(len(gammas), 3, *size, generator=generator)
-        low = torch.randn(len(gammas), 3, *size, generator=generator).clamp(-1, 1) if imported.conditional else None
-        expected = original(noisy, low, gammas)
-
-        def difference(network: Callable[..., Tensor]) -> float:
-            return float((network(noisy, low, gammas) - expected).abs().max() / expected.abs().max())  # noqa: B023
-
-        worst = max(worst, difference(imported))
+        noisy = torch.randn(len(case.gammas), 3, *size, generator=generator)
+        low = torch.randn(len(case.gammas), 3, *size, generator=generator).clamp(-1, 1) if imported.conditional else None
+        expected = case.network(noisy, low, case.gammas)
+        worst = max(worst, relative(imported(noisy, low, case.gammas), expected))
         for name, mutant in mutants(imported):
-            least[name] = min(least.get(name, float("inf")), difference(mutant))
-    return worst, least
+            least[name] = min(least.get(name, float("inf")), relative(mutant(noisy, low, case.gammas), expected))
+    scale = case.bundle.stage.scale
+    low = torch.rand(1, 3, 64 // scale, 64 // scale, generator=torch.Generator().manual_seed(2)) * 2 - 1 if imported.conditional else None
+    like = torch.empty(1, 3, 64, 64)
+    noises = (unit_noise([seeds.generator(SEED, "sampling", step)], like) for step in range(SAMPLING_STEPS + 1))
+    got = case.bundle.predict(low, seeds=torch.tensor([SEED]), size=(64, 64), **case.sampling)
+    expected = case.sample(None if low is None else upsampled(low, like), noises)
+    return worst, relative(got, expected.reshape(got.shape)), least
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """The largest difference over the largest value."""
+    return float((got - expected).abs().max() / expected.abs().max())
 
 
 def main() -> int:
@@ -152,7 +218,7 @@ def main() -> int:
     parser.add_argument("--novwaul", type=Path, help="a checkout of novwaul/SR3")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     chosen = parser.parse_args()
-    cases: list[tuple[str, Callable[[Path], tuple[Original, str, nn.Module, Tensor]]]] = []
+    cases: list[tuple[str, Callable[[Path], Case]]] = []
     if chosen.janspiry:
         names = ("sr_sr3_16_128", "sr_sr3_64_512", "sr_ddpm_16_128", "sample_sr3_128", "sample_ddpm_128")
         cases += [(f"janspiry {name}", lambda at, name=name: of_janspiry(chosen.janspiry, name, at)) for name in names]
@@ -166,13 +232,20 @@ def main() -> int:
     figures: dict[str, Any] = {}
     for name, make in cases:
         with tempfile.TemporaryDirectory() as folder:
-            original, _, imported, gammas = make(Path(folder))
-            worst, least = compare(original, imported, gammas)
-        figures[name] = {"import": worst, "mutants": least}
-        print(f"{name:<26} import {worst:.1e}   " + "   ".join(f"{mutant} {value:.2g}" for mutant, value in least.items()), flush=True)
+            worst, sampled, least = compare(make(Path(folder)))
+        figures[name] = {"import": worst, "sample": sampled, "mutants": least}
+        print(
+            f"{name:<26} import {worst:.1e}   sample {sampled:.1e}   "
+            + "   ".join(f"{mutant} {value:.2g}" for mutant, value in least.items()),
+            flush=True,
+        )
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=1))
-    wrong = [name for name, row in figures.items() if row["import"] > SAME or min(row["mutants"].values()) < DIFFERENT]
+    wrong = [
+        name
+        for name, row in figures.items()
+        if row["import"] > SAME or row["sample"] > SAME_SAMPLE or min(row["mutants"].values()) < DIFFERENT
+    ]
     print("all equal, all mutants differ" if not wrong else f"wrong: {', '.join(wrong)}")
     return 1 if wrong else 0
 
