@@ -172,3 +172,22 @@ def test_state_survives_saving_and_meta_building(name: str, options: dict[str, A
         meta = build(name, options)
     assert {key: value.shape for key, value in meta.state_dict().items()} == real
     assert all(parameter.is_meta for parameter in meta.parameters())
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_two_pictures_are_learnt(name: str, options: dict[str, Any]) -> None:
+    """A fresh network of every family learns to denoise two pictures: what starts at zero still passes its gradient on."""
+    network = build(name, {**options, "dropout": 0.0})
+    x = torch.linspace(-2, 2, 16)
+    picture = torch.stack([torch.sin(3 * x[:, None] + x[None] + k) for k in range(6)]).reshape(2, 3, 16, 16)
+    noise, low = images()
+    noisy = GAMMA.sqrt().float().view(2, 1, 1, 1) * picture + (1 - GAMMA).sqrt().float().view(2, 1, 1, 1) * noise
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    losses: list[float] = []
+    for _ in range(80):
+        loss = (network(noisy, 0.1 * low + picture, GAMMA) - noise).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.4 * losses[0]
