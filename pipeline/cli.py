@@ -192,22 +192,24 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool, device: str) ->
 @click.option("--sampler", default="", help="Sampler instead of the chosen one.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Different draws of each image.")
+@click.option("--chain", default="", help="Also show how the result came about: .webp or .gif animates it from noise on, .png is a grid.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 def upscale(
     images: tuple[str, ...], output: str, model: str, mlflow_uri: str, root: str, stage: str,
-    steps: int | None, sampler: str, seed: int, samples: int, force: bool,
+    steps: int | None, sampler: str, seed: int, samples: int, chain: str, force: bool,
 ) -> None:  # fmt: skip
     """Make IMAGES larger by the registered champion.
 
     \b
     sr3 upscale photo.jpg -o big.png
+    sr3 upscale photo.jpg -o big.png --chain chain.webp --steps 20
     sr3 upscale a.png b.png -o larger/ --model ./sr3-runs/train/sr256/0123456789abcdef/bundle
     """
     from sr3_core import upscale as implementation
 
     implementation.run(
         list(images), output, model=model, mlflow_uri=mlflow_uri, root=root, stage=stage,
-        steps=steps, sampler=sampler, seed=seed, samples=samples, force=force,
+        steps=steps, sampler=sampler, seed=seed, samples=samples, force=force, chain=chain,
     )  # fmt: skip
 
 

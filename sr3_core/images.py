@@ -4,6 +4,7 @@ Arrays are H x W x C. ``height, width`` is the order of every size here.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, cast
@@ -19,9 +20,11 @@ from PIL import (
 
 Filter = Literal["bicubic", "box", "lanczos", "nearest"]
 Format = Literal["png", "jpeg"]
+AnimationFormat = Literal["webp", "gif"]
 Array = NDArray[Any]
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: 256 MiB at 3 bytes a pixel
+ANIMATION_QUALITY = 85
 PNG_LEVEL = 1  # zlib level: 1.5 times faster in all than level 6 and a tenth larger
 EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg"}
 CHANNELS = (1, 3)  # what ``decode`` can give
@@ -101,6 +104,29 @@ def encode(array: NDArray[np.uint8], format: Format = "png", quality: int = 95) 
         image.save(buffer, "PNG", compress_level=PNG_LEVEL)
     else:
         image.save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def encode_animation(frames: Sequence[NDArray[np.uint8]], format: AnimationFormat, *, milliseconds: Sequence[int]) -> bytes:
+    """Encode (H, W, 1 or 3) uint8 frames of one size, each shown for its ``milliseconds``, in an endless loop.
+
+    WebP is lossy at quality ANIMATION_QUALITY: noise does not compress. GIF has 256 colours a frame and counts in 10 ms. Neighbours that
+    look the same may become one frame, shown for as long as both.
+    """
+    if not frames or len(frames) != len(milliseconds):
+        raise ValueError(f"{len(frames)} frames, {len(milliseconds)} durations; allowed: as many durations as frames, at least one")
+    shape = frames[0].shape
+    if any(frame.dtype != np.uint8 or frame.shape != shape or len(shape) != 3 or shape[2] not in CHANNELS for frame in frames):
+        raise ValueError(
+            f"cannot animate frames of shapes {sorted({frame.shape for frame in frames})}; allowed: uint8 (H, W, 1 or 3), all equal"
+        )
+    first, *rest = (Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame) for frame in frames)
+    buffer = io.BytesIO()
+    shared: dict[str, Any] = {"save_all": True, "append_images": rest, "duration": list(milliseconds), "loop": 0}
+    if format == "webp":
+        first.save(buffer, "WEBP", quality=ANIMATION_QUALITY, **shared)
+    else:
+        first.save(buffer, "GIF", **shared)
     return buffer.getvalue()
 
 

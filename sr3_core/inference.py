@@ -2,7 +2,8 @@
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sr3_core.tiling import TiledNetwork
 
 REGISTERED = "models:/"
 BUNDLE = "artifacts/bundle"  # where the bundle is inside a registered model: artifacts={"bundle": .../bundle}
+OnPrediction = Callable[[str, float, torch.Tensor, torch.Tensor], None]
 MAX_OUTPUT_PIXELS = 64 * 1024 * 1024  # the sampler holds about ten float32 images of this size: 8 GB
 
 
@@ -52,12 +54,20 @@ class Upscaler:
         return ", ".join(f"{bundle.stage.name} {bundle.stage.low} -> {bundle.stage.high}" for bundle in self.cascade.bundles)
 
     def upscale(
-        self, image: NDArray[np.uint8], *, seed: int = 0, sample: int = 0, on_stage: Callable[[str], None] | None = None, **sampling: Any
+        self,
+        image: NDArray[np.uint8],
+        *,
+        seed: int = 0,
+        sample: int = 0,
+        on_stage: Callable[[str], None] | None = None,
+        on_prediction: OnPrediction | None = None,
+        **sampling: Any,
     ) -> NDArray[np.uint8]:
         """(H, W, C) uint8 -> (scale x H, scale x W, C) uint8. ``sample`` numbers the draws of one ``seed``.
 
-        ``sampling`` overrides the chosen options of every stage. ``on_stage`` hears the name of each finished stage. Raises BadInput
-        for another number of channels, an output above MAX_OUTPUT_PIXELS and unknown sampling options.
+        ``sampling`` overrides the chosen options of every stage. ``on_stage`` hears the name of each finished stage, ``on_prediction``
+        after every call of a network the stage's name, gamma, the noisy state and the predicted clean image, both (1, C, H, W). Raises
+        BadInput for another number of channels, an output above MAX_OUTPUT_PIXELS and unknown sampling options.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels or not image.size:
             raise BadInput(f"an image of {image.dtype} {image.shape}", f"uint8 (height, width, {self.channels})", "convert it")
@@ -72,13 +82,26 @@ class Upscaler:
         made: list[torch.Tensor] = []
         for bundle, output in zip(
             self.cascade.bundles,
-            self.cascade.outputs(low, seeds=drawn, sampling=[sampling] * len(self.cascade.bundles)),
+            self.cascade.outputs(low, seeds=drawn, sampling=self._heard(sampling, on_prediction, height, width)),
             strict=True,
         ):
             made = [output]
             if on_stage is not None:
                 on_stage(bundle.stage.name)
         return images.from_unit(made[0][0].cpu().numpy())[: height * self.scale, : width * self.scale]
+
+    def _heard(self, sampling: Mapping[str, Any], on_prediction: OnPrediction | None, height: int, width: int) -> list[dict[str, Any]]:
+        """The sampling options of each stage, its predictions told to ``on_prediction`` without what the padding added."""
+        if on_prediction is None:
+            return [dict(sampling)] * len(self.cascade.bundles)
+        found: list[dict[str, Any]] = []
+        scale = 1
+        for bundle in self.cascade.bundles:
+            scale *= bundle.stage.scale
+            found.append(
+                {**sampling, "on_prediction": partial(_without_padding, on_prediction, bundle.stage.name, height * scale, width * scale)}
+            )
+        return found
 
     def _smaller(self, height: int, width: int) -> str:
         """What to do with an image that is too large for all stages together."""
@@ -163,6 +186,12 @@ def reflected(image: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
     """``image`` (H, W, C) continued by reflection at the bottom and right until both sides are multiples of ``multiple``."""
     height, width = image.shape[:2]
     return np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="symmetric")
+
+
+def _without_padding(
+    on_prediction: OnPrediction, stage: str, height: int, width: int, gamma: float, noisy: torch.Tensor, predicted: torch.Tensor
+) -> None:
+    on_prediction(stage, gamma, noisy[..., :height, :width], predicted[..., :height, :width])
 
 
 def _load_folder(uri: str, stage: str) -> Upscaler:

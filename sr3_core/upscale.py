@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sr3_core import chain as chains
 from sr3_core import images, storage, tracking
 from sr3_core.errors import BadInput
 from sr3_core.inference import REGISTERED, Upscaler, load_model, read_image
@@ -29,11 +30,16 @@ def run(
     seed: int = 0,
     samples: int = 1,
     force: bool = False,
+    chain: str = "",
 ) -> list[str]:
-    """Upscale every input; returns what was written. ``samples`` K > 1 writes name-1 .. name-K. Raises BadInput."""
+    """Upscale every input; returns what was written. ``samples`` K > 1 writes name-1 .. name-K. Raises BadInput.
+
+    ``chain`` names a file for the pictures of one image's reverse process: .webp or .gif an animation, .png a grid.
+    """
     if samples < 1 or seed < 0 or (steps is not None and steps < 1):
         raise BadInput(f"--samples {samples} --seed {seed} --steps {steps}", "samples >= 1, seed >= 0, steps >= 1", "change the value")
     targets = plan(inputs, out, samples=samples, force=force)
+    chain = chains.check(chain, outputs=[name for names in targets for name in names], force=force) if chain else ""
     upscaler = find_model(model, mlflow_uri=mlflow_uri, root=root, stage=stage).to_accelerator()
     say("upscale", f"model: {upscaler.description} (x{upscaler.scale})")
     sampling: dict[str, Any] = {**({"steps": steps} if steps is not None else {}), **({"sampler": sampler} if sampler else {})}
@@ -43,10 +49,18 @@ def run(
         for uri, names in zip(inputs, targets, strict=True):
             array = read_image(uri, upscaler.channels)
             for sample, name in enumerate(names):
-                made = upscaler.upscale(array, seed=seed, sample=sample, on_stage=lambda stage: progress.advance(1, stage), **sampling)
+                kept = chains.Chain(stages=stages)
+                made = upscaler.upscale(
+                    array, seed=seed, sample=sample, on_stage=lambda stage: progress.advance(1, stage),
+                    on_prediction=kept.add if chain else None, **sampling,
+                )  # fmt: skip
                 storage.write_bytes(name, images.encode(made, _FORMATS[_suffix(name)]))
                 say("upscale", f"wrote {name} ({made.shape[1]} x {made.shape[0]} from {array.shape[1]} x {array.shape[0]}, seed {seed})")
                 written.append(name)
+                if chain:
+                    storage.write_bytes(chain, chains.picture(kept, chain, low=array, result=made))
+                    say("upscale", f"wrote {chain}")
+                    written.append(chain)
     return written
 
 
