@@ -143,5 +143,6 @@ def upsampled(low: Tensor | None, like: Tensor) -> Tensor:
 
 def unit_noise(generators: list[np.random.Generator], like: Tensor) -> Tensor:
     """Unit noise of the shape of ``like`` (N, C, H, W), item i from generator i alone."""
-    drawn = np.stack([generator.standard_normal(like.shape[1:], dtype=np.float32) for generator in generators])
-    return torch.from_numpy(drawn).to(device=like.device, dtype=like.dtype)
+    drawn = torch.from_numpy(np.stack([generator.standard_normal(like.shape[1:], dtype=np.float32) for generator in generators]))
+    drawn = drawn.pin_memory() if like.is_cuda else drawn  # a copy from pageable memory would make the host wait for the GPU
+    return drawn.to(device=like.device, dtype=like.dtype, non_blocking=like.is_cuda)
