@@ -213,6 +213,49 @@ def upscale(
     )  # fmt: skip
 
 
+@main.group("import-weights")
+def import_weights() -> None:
+    """Make a model of weights that another SR3 code trained; its outputs are the original's.
+
+    \b
+    sr3 import-weights janspiry I640000_E37_gen.pth --config sr_sr3_16_128.json --out faces
+    sr3 import-weights novwaul last.pt --low 64 --high 256 --out photos
+    sr3 upscale photo.jpg -o big.png --model ./photos
+    """
+
+
+@import_weights.command()
+@click.argument("file")
+@click.option("--config", "config_path", required=True, help="The JSON config these weights were trained with.")
+@click.option("--out", required=True, help="Folder or fsspec URI of the model to write.")
+def janspiry(file: str, config_path: str, out: str) -> None:
+    """FILE is I..._E..._gen.pth of Janspiry/Image-Super-Resolution-via-Iterative-Refinement (sr3 or ddpm, conditional or not).
+
+    \b
+    sr3 import-weights janspiry I640000_E37_gen.pth --config sr_sr3_16_128.json --out faces
+    """
+    from sr3_core.importers import janspiry as implementation
+
+    click.echo(f"wrote {implementation.import_weights(file, config_path, out)}")
+
+
+@import_weights.command()
+@click.argument("file")
+@click.option("--low", type=click.IntRange(min=1), required=True, help="Pixels of the low image's side in training.")
+@click.option("--high", type=click.IntRange(min=1), required=True, help="Pixels of the high image's side in training.")
+@click.option("--weights", type=click.Choice(["ema", "last"]), default="ema", show_default=True, help="Averaged or last weights.")
+@click.option("--out", required=True, help="Folder or fsspec URI of the model to write.")
+def novwaul(file: str, low: int, high: int, weights: str, out: str) -> None:
+    """FILE is last.pt of novwaul/SR3; the network's sizes and both noise tables are read off its tensors.
+
+    \b
+    sr3 import-weights novwaul last.pt --low 64 --high 256 --out photos
+    """
+    from sr3_core.importers import novwaul as implementation
+
+    click.echo(f"wrote {implementation.import_weights(file, out, low=low, high=high, averaged=weights == 'ema')}")
+
+
 def _room(name: str) -> click.Command:
     """One room by itself: the arguments go to ``python -m components.<name>`` as they are."""
 
