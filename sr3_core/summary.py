@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sr3_core import config, plugins
 from sr3_core.config import Recipe, Stage
-from sr3_core.diffusion.predictor import sampling_options
+from sr3_core.diffusion.grids import sampling_options
+from sr3_core.diffusion.guard import Ranges
 from sr3_core.errors import BadInput
 
 LINE_CHARACTERS = 130
@@ -99,7 +100,7 @@ class Estimate:
 def summary(recipe: Recipe, device: str = "") -> dict[str, Any]:
     """Costs and estimates of every stage as plain values. ``device`` defaults to h100 or cpu, as ``scaling.accelerator`` says.
 
-    Raises BadInput for an unknown device and for what the plug-ins refuse.
+    Raises BadInput for an unknown device and for what the plug-ins and the schedule guard refuse.
     """
     device = device or {"gpu": "h100", "cpu": "cpu"}[recipe.scaling.accelerator]
     if device not in DEVICES:
@@ -111,6 +112,7 @@ def summary(recipe: Recipe, device: str = "") -> dict[str, Any]:
         "device": {"name": device, **asdict(DEVICES[device])},
         "costs": [asdict(item) for item in costs],
         "estimates": [asdict(item) for item in estimates],
+        "schedules": [{"stage": stage.name, **asdict(found)} for stage in recipe.stages if (found := ranges(stage)) is not None],
         "assumptions": assumptions(device),
     }
 
@@ -200,6 +202,13 @@ def estimate(stage: Stage, cost: Cost, device: str, *, count: int) -> Estimate:
     )
 
 
+def ranges(stage: Stage) -> Ranges | None:
+    """What the schedule guard says of the stage, None for an objective without noise levels. Raises BadInput where the guard refuses."""
+    objective = plugins.load("objectives", stage.objective.name).Objective(stage, {})
+    found: Ranges | None = getattr(objective, "ranges", None)
+    return found
+
+
 def network_calls(stage: Stage) -> int:
     """Calls of the network for one sample."""
     chosen = sampling_options(stage, {})
@@ -249,6 +258,15 @@ def text(recipe: Recipe, found: dict[str, Any]) -> str:
         )
     lines = [*_aligned(counted), *_wrapped(COUNTED), ""]
     lines += [*_aligned(expected), *_wrapped(found["assumptions"])]
+    if found["schedules"]:
+        levels = [("schedule", "noisiest level trained", "half log-SNR trained", "network called at gamma", "guard")]
+        for item in found["schedules"]:
+            (low, high), sampled = item["trained"], item["sampled"]
+            called = f"{sampled[0]:.2g} to {sampled[1]:.6g}" if sampled else "-"
+            verdict = f"{len(item['notes'])} to say" if item["notes"] else "nothing to say"
+            levels.append((item["stage"], f"gamma {item['terminal_gamma']:.2g}", f"{low:.2f} to {high:.2f}", called, verdict))
+        lines += ["", *_aligned(levels)]
+        lines += [line for item in found["schedules"] for note in item["notes"] for line in _wrapped(f"{item['stage']}: {note}")]
     return "\n".join(lines)
 
 

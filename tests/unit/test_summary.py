@@ -136,3 +136,20 @@ def test_show_refuses_in_one_line(arguments: tuple[str, ...], says: str) -> None
     done = CliRunner().invoke(cli.main, ["show", "demo", *arguments])
     assert done.exit_code == 2
     assert done.stderr.startswith("sr3: bad input: ") and done.stderr.count("\n") == 1 and says in done.stderr
+
+
+def test_the_guard_speaks_per_stage() -> None:
+    levels = "levels: {name: piecewise, schedule: {steps: %d, start: 1.0e-6, end: 1.0e-2}}"
+    objective = "stages.x2.objective.options={prediction: eps, %s%s}"
+    sampling = "stages.x2.sampling={sampler: ancestral, steps: 10, grid: time}"
+    with pytest.raises(BadInput, match=r"end at gamma 0\.285"):
+        summary.summary(tiny(objective % (levels % 250, ""), sampling))
+    waived = tiny(objective % (levels % 250, ", schedule_guard: published, schedule_guard_reason: as printed in 1999"), sampling)
+    (found,) = summary.summary(waived)["schedules"]
+    assert found["stage"] == "x2" and found["terminal_gamma"] == pytest.approx(0.285, abs=5e-4)
+    assert "as printed in 1999" in found["notes"][0]
+    assert "as printed in 1999" in " ".join(summary.text(waived, summary.summary(waived)).split())
+    whole = tiny(objective % (levels % 2000, ""), sampling)
+    (found,) = summary.summary(whole)["schedules"]
+    assert found["terminal_gamma"] == pytest.approx(4.4e-5, rel=0.02) and found["notes"] == ()
+    assert "nothing to say" in summary.text(whole, summary.summary(whole))
