@@ -43,7 +43,7 @@ class Device:
 
 
 _GPU = "share: the goal for channels-last code with fused pointwise operations, not a measurement"
-_CPU = "share: measured .48 on a network of 98 M parameters and .27 on the demo's"
+_CPU = "share: measured .48 in training a network of 98 M parameters and .27 on the demo's; good to a factor of three"
 DEVICES = {
     "h100": Device(989e12, 495e12, 3.35e12, 80e9, 0.55, f"NVIDIA's data sheet of H100 SXM, float32 as TF32; {_GPU}"),
     "h200": Device(989e12, 495e12, 4.8e12, 141e9, 0.55, f"NVIDIA's data sheet of H200 SXM, float32 as TF32; {_GPU}"),
