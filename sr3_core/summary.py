@@ -251,7 +251,7 @@ def text(recipe: Recipe, found: dict[str, Any]) -> str:
                 stage.name,
                 f"{guess['count']} x {guess['device']}{' core' if guess['device'] == 'cpu' else ''}",
                 f"{_bytes(guess['memory_bytes'])}{have} ({guess['micro_batch']} images, {guess['precision']})",
-                f"{guess['training_images_per_second']:.3g} images/s",
+                f"{_rate(guess['training_images_per_second'])} images/s",
                 f"{_time(guess['training_seconds'])} for {stage.training.images:,}",
                 f"{_time(guess['sampling_seconds'])} ({guess['network_calls']} network calls)",
             )
@@ -304,6 +304,10 @@ def _flops(count: float) -> str:
 
 def _bytes(count: float) -> str:
     return _scaled(count, ("", "k", "M", "G", "T"), "B")
+
+
+def _rate(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _scaled(value: float, prefixes: Sequence[str], unit: str) -> str:
