@@ -6,6 +6,7 @@ import shutil
 from components import cluster
 from sr3_core import config, plugins, storage, tracking
 from sr3_core.errors import BadInput
+from sr3_core.progress import say
 
 FREE_BYTES = 1024**3
 _RUN_KEY = re.compile(r"[A-Za-z0-9][\w.:-]{0,199}", re.ASCII)  # it names a folder and an MLflow tag
@@ -66,7 +67,10 @@ def check_source(data: config.Data) -> None:
 
 
 def check_plugins(recipe: config.Recipe) -> None:
-    """Every plug-in loads and takes its options; so do the sampling options, the search's candidates, the variants and the gate."""
+    """Every plug-in loads and takes its options; so do the sampling options, the search's candidates, the variants and the gate.
+
+    What the objectives have to say of a stage and all its sampling (the schedule guard's warnings and waivers) is said, a line each.
+    """
     from components.evaluate import plan, verdict
 
     config.options(plugins.load("data.sources", recipe.data.source).Options, recipe.data.options, "data")
@@ -75,9 +79,8 @@ def check_plugins(recipe: config.Recipe) -> None:
     for stage in recipe.stages:
         model = plugins.load("models", stage.model.name)
         config.options(model.Options, stage.model.options, f"stages.{stage.name}.model")
-        objective = plugins.load("objectives", stage.objective.name)
-        for sampling in ({}, *candidates, *evaluation.variants.values()):
-            objective.Objective(stage.model_copy(update={"sampling": {**stage.sampling, **sampling}}), {})
+        for note in verdict.notes(stage, [{}, *candidates, *evaluation.variants.values()]):
+            say("recipe", f"{stage.name}: {note}")
     definitions = verdict.Definitions.of(
         evaluation, plan.tasks(recipe.stages), degradation=recipe.data.degradation, channels=recipe.data.channels
     )

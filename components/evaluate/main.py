@@ -87,6 +87,8 @@ def run(
         tracker.set_tags({"sr3.report": done.uri, "sr3.gate": "passed" if done.passed else "failed"})
         for name in (report.MANIFEST, report.PAGE):
             tracker.log_artifact(_local_copy(done.uri, name), folder="report")
+    for line in done.notes():
+        say(ROOM, line)
     for line in done.failures():
         say(ROOM, f"gate: {line}")
     say(ROOM, f"report {done.page_uri}")
@@ -132,6 +134,9 @@ class Evaluating:
             evaluation, self.tasks, degradation=shards.data.degradation, channels=shards.data.channels
         )
         self.judge = verdict.check(evaluation, self.definitions)
+        candidates = evaluation.search.candidates if evaluation.search is not None else ()
+        for stage in self.stages:
+            verdict.notes(stage, [{}, *candidates, *evaluation.variants.values()])  # refuses sampling before anything is computed
 
     def measure(self, mapper: Mapper, *, threads: int, device: str) -> tuple[list[Measurement], list[Measurement]]:
         """Measurements of the search and of the judged split."""
@@ -167,6 +172,7 @@ class Evaluating:
         found, chosen = verdict.search(searched, self.stages, evaluation, definitions)
         rows = verdict.results(judged, definitions, seed=evaluation.seed)
         gains = verdict.gains(judged, definitions, evaluation, self.tasks)
+        notes = {stage.name: verdict.notes(stage, [chosen[stage.name], *self._varied(chosen[stage.name])]) for stage in self.stages}
         ends = [self.stages[0].low, *[stage.high for stage in self.stages]]
         return {
             "title": " -> ".join(str(end) for end in ends if end is not None),
@@ -187,7 +193,11 @@ class Evaluating:
             "gate": verdict.gate(rows, gains, definitions, evaluation.gate, self.tasks),
             "search": found,
             "sampling": chosen,
+            "notes": notes,
         }
+
+    def _varied(self, chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [{**chosen, **change} for change in self.evaluation.variants.values()]
 
     def _figures(self, judged: Sequence[Measurement]) -> list[report_figures.Figure]:
         shown = plan.pictured(self.tasks, self.photos)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.evaluate.plan import Photo, Task
-from sr3_core import baselines, config, statistics
+from sr3_core import baselines, config, plugins, statistics
 from sr3_core.artifacts.report import CASCADE, OURS, Measurement
 from sr3_core.config import Evaluation, Plugin, Rule, Stage
 from sr3_core.errors import BadInput
@@ -122,6 +122,16 @@ def search(
             "candidates": candidates,
         }
     return found, chosen
+
+
+def notes(stage: Stage, changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the stage's objective has to say of the stage and its sampling options with each of ``changes`` on top, each line once.
+
+    BadInput for options that the objective refuses.
+    """
+    module = plugins.load("objectives", stage.objective.name)
+    made = [module.Objective(stage.model_copy(update={"sampling": {**stage.sampling, **change}}), {}) for change in changes]
+    return list(dict.fromkeys(note for objective in made for note in objective.notes))
 
 
 def results(measured: Sequence[Measurement], definitions: Definitions, *, seed: int) -> list[dict[str, Any]]:

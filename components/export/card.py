@@ -57,6 +57,7 @@ def write(
         "",
         "- Detail is invented: it is likely, not true. Do not read number plates, faces or text from it.",
         "- Numbers above hold for photos like the held-out ones and for the n they are printed with.",
+        *[f"- {note}" for note in report.notes()],
         "- Input: 8-bit images of any size; above twice the area of training a network sees overlapping tiles.",
         "",
         "## Use",

@@ -20,7 +20,7 @@ MANIFEST = "report.json"
 TABLE = "per_image.parquet"
 PAGE = "report.html"
 PICTURES = "pictures"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OURS = "ours"
 CASCADE = "cascade"
 
@@ -88,6 +88,11 @@ class EvalReport:
     def failures(self) -> list[str]:
         """The gate's rules that do not hold, one line each."""
         return [describe(verdict) for verdict in self.content["gate"] if not verdict["passed"]]
+
+    def notes(self) -> list[str]:
+        """What is to be known of the stages beside their numbers, one line each: the schedule guard's warnings and waivers."""
+        notes: Mapping[str, Sequence[str]] = self.content["notes"] if self.content["schema"] > 1 else {}  # schema 1 had none
+        return [f"{stage}: {note}" for stage, lines in notes.items() for note in lines]
 
     def table(self) -> str:
         """``summary_table`` of this report."""

@@ -18,6 +18,7 @@ def page(content: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         f"<h1>{_arrows(title)}</h1>",
         f'<div class="soft">{_judged_on(content)}</div>',
         _gate(content["gate"]),
+        _notes(content["notes"]),
         "<h2>Numbers</h2>",
         "<p>Means over images with 95 % intervals (bootstrap over photos). The gain is the mean paired difference per photo "
         "in favour of ours. Bold is the best of a row.</p>",
@@ -54,6 +55,12 @@ def _gate(gate: Sequence[Mapping[str, Any]]) -> str:
     items = [f'<li><b class="{_outcome(verdict)}">{_outcome(verdict)}</b>{escape(_rule(verdict))}</li>' for verdict in gate]
     verdict = f'<div class="verdict {"fails" if failed else "holds"}">{badge}</div>'
     return f'{verdict}<details{" open" if failed else ""}><summary>the rules</summary><ul class="rules">{"".join(items)}</ul></details>'
+
+
+def _notes(notes: Mapping[str, Sequence[str]]) -> str:
+    """Warnings and waivers by stage; nothing when there are none."""
+    items = [f"<li><b>{escape(stage)}</b>{escape(note)}</li>" for stage, lines in notes.items() for note in lines]
+    return f'<ul class="rules">{"".join(items)}</ul>' if items else ""
 
 
 def _outcome(verdict: Mapping[str, Any]) -> str:

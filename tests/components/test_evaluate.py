@@ -70,6 +70,13 @@ def test_the_search_takes_the_best_on_the_validation_photos(world: World, done: 
     assert best["sampling"] == {"steps": 1}
 
 
+def test_the_report_carries_what_the_objective_says_of_the_sampling_that_was_used(done: EvalReport) -> None:
+    """Of the chosen sampling and of the variants, not of the candidates that were not taken; on the page too."""
+    assert done.notes() == [f"{stage}: sharpened {steps} times" for stage in ("x32", "x64") for steps in (1, 0)]
+    page = storage.read_bytes(done.page_uri).decode()
+    assert "<b>x64</b>sharpened 1 times" in page and "sharpened 3 times" not in page
+
+
 def test_a_stage_starts_from_its_true_low_image_and_the_cascade_from_its_own(done: EvalReport) -> None:
     assert result(done, "cascade", "psnr_rgb")["mean"] < result(done, "x64", "psnr_rgb")["mean"]
     tasks = {task["name"]: (task["low"], task["high"], task["scale"]) for task in done.content["tasks"]}

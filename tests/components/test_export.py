@@ -70,6 +70,7 @@ def write_inputs(root: Path, *, passed: bool = True, name: str = "pair", images_
         "gate": [{**rule, "gain": 1.5 if passed else -1.5, "interval_low": 0.1, "interval_high": 2.0, "passed": passed}],
         "search": {},
         "sampling": {"x16": {"steps": 3}, "x32": {}},
+        "notes": {"x16": ["waived as published: 1000 steps"], "x32": []},
     }  # fmt: skip
     rows = [report.Measurement("test", "x16", "ours", "key", "photo", "psnr", 20.0)]
     written = report.publish(str(root / "eval" / ("passed" if passed else "failed")), content, rows, page="<p>report</p>")
@@ -120,6 +121,7 @@ def test_it_registers_a_version_with_alias_card_and_tags(exported: tuple[main.Ex
     assert version.tags["sr3.shards_sha256"] == SHARDS
     assert version.tags["sr3.git_commit"] == "0123abc"
     assert all(text in version.description for text in ("8 -> 16 -> 32", "n = 3", SHARDS, "licence", "models:/pair@champion", "Limits"))
+    assert "- x16: waived as published: 1000 steps" in version.description
     assert tracking.client(uri).get_run(parent).info.status == "FINISHED"
     bundle = Path(version.tags["sr3.bundle_uri"])
     assert bundle.parent.parent == root / "export"

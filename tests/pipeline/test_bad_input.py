@@ -52,6 +52,11 @@ WRONG_VALUES = [
     ("stages.x2.objective.name=difusion", "diffusion (nearest)"),
     ("stages.x2.objective.options.prediction=epsilon", "prediction='epsilon'"),
     ("stages.x2.sampling.sampler=euler", "sampler='euler'"),
+    ("stages.x2.objective.options.levels={schedule: {steps: 500}}", "levels.schedule.end=0.0396"),
+    ("stages.x2.objective.options.schedule_guard=published", "schedule_guard_reason"),
+    ("stages.x2.sampling.start=-7", "start at gamma 4.386e-05"),
+    ("evaluation.search={split: val, metric: psnr_y, candidates: [{steps: 2}, {start: -7}]}", "start at gamma 4.386e-05"),
+    ("evaluation.variants={early: {start: -7}}", "start at gamma 4.386e-05"),
     ("evaluation.metrics=[psnr, lpipz]", "lpips (nearest)"),
     ("evaluation.gate=[{metric: lpips, limit: 1}]", "lpips"),
     ("evaluation.gate=[{metric: psnr, than: nearest}]", "than='nearest'"),
@@ -67,6 +72,22 @@ WRONG_VALUES = [
 @pytest.mark.parametrize(("change", "says"), WRONG_VALUES)
 def test_wrong_values_name_themselves(change: str, says: str, command: tuple[str, ...], run: Callable[..., Result]) -> None:
     run(TINY, *command[1:], "--set", change, says=says, command=command[0])
+
+
+def test_what_the_schedule_guard_warns_of_and_waives_is_said(tmp_path: Path, photos: Path) -> None:
+    """A recipe that passes with a warning, and one that was refused but for its reason: a line each, once, and the work is done."""
+    changes = ("stages.x2.objective.options.levels={schedule: {steps: 1000}}", "stages.x2.sampling.start=-2.5")
+    published = (
+        "stages.x2.objective.options.schedule_guard=published",
+        "stages.x2.objective.options.schedule_guard_reason=as in the paper",
+    )
+    given = ["compile", TINY, "-o", str(tmp_path / "pipeline.yaml"), "--set", f"data.options.uri={photos}"]
+    cases = ((changes, "warning: the schedule's 1000 steps"), ((*changes, *published, "stages.x2.sampling.start=-4"), "(as in the paper)"))
+    for overrides, says in cases:
+        done = CliRunner().invoke(cli.main, [*given, *(word for change in overrides for word in ("--set", change))])
+        assert done.exit_code == 0, done.output
+        said = [line for line in done.output.splitlines() if line.startswith("sr3| recipe x2: ")]
+        assert len(said) == len(set(said)) >= 1 and says in done.output
 
 
 @pytest.mark.parametrize(

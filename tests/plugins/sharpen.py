@@ -45,6 +45,7 @@ class Objective:
 
     def __init__(self, stage: Stage, measured: Mapping[str, float]) -> None:
         self.stage = stage
+        self.notes = (f"sharpened {stage.sampling.get('steps', 1)} times",)
 
     def players(self) -> dict[str, nn.Module]:
         return {"amount": Amount(0.5)}

@@ -39,6 +39,7 @@ class Net(nn.Module):
 
 
 class Objective:
+    notes: tuple[str, ...] = ()
     turns = ("net",)
     exported = "net"
 

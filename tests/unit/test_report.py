@@ -61,6 +61,7 @@ def content(*, ours: float = 0.3, passed: bool = True) -> dict[str, Any]:
         "gate": [{**verdict, **stated(ours)}],
         "search": {"x4": {"split": "val", "metric": "lpips", "better": "lower", "n": 3, "candidates": candidates}},
         "sampling": {"x4": {"sampler": "ddim", "steps": 4}},
+        "notes": {"x4": ["waived as published: <T> of 1000"]},
     }
 
 
@@ -88,6 +89,7 @@ def test_what_is_published_is_read_back(tmp_path: Path) -> None:
     assert found.manifest_sha256 == made.manifest_sha256
     assert found.passed
     assert found.sampling == {"x4": {"sampler": "ddim", "steps": 4}}
+    assert found.notes() == ["x4: waived as published: <T> of 1000"]
     assert found.metrics() == {"x4/n": 3, "x4/lpips": 0.3, "x4/plain/lpips": 0.35, "x4/bicubic/lpips": 0.4}
     table = pyarrow.parquet.read_table(tmp_path / "eval" / report.TABLE).to_pylist()
     assert [row["value"] for row in table] == [0.3, 0.4]
@@ -171,6 +173,8 @@ def test_the_page_states_numbers_and_escapes_names() -> None:
     assert "<i>key</i>" not in text
     assert "n = 3" in text
     assert text.count("<svg") == 1
+    assert "<b>x4</b>waived as published: &lt;T&gt; of 1000" in text
+    assert "<ul" not in page({**content(), "notes": {"x4": []}, "gate": []})
     assert "Gate: all 1 rules hold" in text
     assert "Gate: 1 of 1 rules fail" in page(content(passed=False))
 
