@@ -258,6 +258,10 @@ def text(recipe: Recipe, found: dict[str, Any]) -> str:
         )
     lines = [*_aligned(counted), *_wrapped(COUNTED), ""]
     lines += [*_aligned(expected), *_wrapped(found["assumptions"])]
+    for guess in found["estimates"]:
+        if guess["memory_of_device"] is not None and guess["memory_bytes"] > guess["memory_of_device"]:
+            do = "lower training.micro_batch, set model.options.checkpoint_blocks or take a larger device"
+            lines += _wrapped(f"{guess['stage']}: does not fit into the memory of {guess['device']}: {do}")
     if found["schedules"]:
         levels = [("schedule", "noisiest level trained", "half log-SNR trained", "network called at gamma", "guard")]
         for item in found["schedules"]:
