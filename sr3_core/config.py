@@ -7,9 +7,19 @@ receives only its own section, as one canonical JSON string, so that a change el
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from sr3_core import recipe_file
 from sr3_core.errors import BadInput, nearest
@@ -62,16 +72,107 @@ class Codec(Section):
     quality: int = Field(default=95, ge=1, le=100)
 
 
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"range {list(value)} must go from its smaller to its larger end")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ascending)]  # drawn from uniformly, both ends included
+
+
+class Tiles(Section):
+    """Tiles of ``fit: tiles``. ``stride`` from one to the next in pixels of the largest level (None: that level, so that none overlap).
+
+    ``min_detail`` refuses flat ones: the root mean square of the differences between neighbouring pixels, in 1/255 of the full range
+    (sky is about 1, foliage 20); 0 takes every tile.
+    """
+
+    stride: int | None = Field(default=None, ge=1)
+    min_detail: float = Field(default=0.0, ge=0, le=255)
+
+
+class Blur(Section):
+    """A Gaussian of standard deviation ``sigma``, in pixels of the image before it is brought down."""
+
+    sigma: Range = (0.0, 2.0)
+
+    @field_validator("sigma")
+    @classmethod
+    def _within(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return _between(value, "sigma", 0.0, 32.0)
+
+
+class Noise(Section):
+    """Noise on the low image; ``level`` is its standard deviation in 1/255 of the full range: everywhere for gaussian, at white for
+    poisson, whose variance is in proportion to the light."""
+
+    kind: Literal["gaussian", "poisson"] = "gaussian"
+    level: Range = (0.0, 10.0)
+
+    @field_validator("level")
+    @classmethod
+    def _within(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return _between(value, "level", 0.0, 128.0)
+
+
+class Jpeg(Section):
+    """The low image as JPEG and back; ``quality`` in whole numbers of 1..100."""
+
+    quality: Range = (40.0, 95.0)
+
+    @field_validator("quality")
+    @classmethod
+    def _within(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if any(end != int(end) for end in value):
+            raise ValueError(f"quality {list(value)} must be whole numbers")
+        return _between(value, "quality", 1.0, 100.0)
+
+
+class Corruption(Section):
+    """What happens to the lowest level's image beside the resize by ``data.degradation``: blur, resize, noise, JPEG, in this order.
+
+    In training it is drawn anew for each global sample index; the val and test images are stored with one draw by their key.
+    """
+
+    blur: Blur | None = None
+    noise: Noise | None = None
+    jpeg: Jpeg | None = None
+
+    @model_validator(mode="after")
+    def _does_something(self) -> "Corruption":
+        if self.blur is None and self.noise is None and self.jpeg is None:
+            raise ValueError("corruption without blur, noise or jpeg changes nothing: name one, or leave it out")
+        return self
+
+
+def _between(value: tuple[float, float], name: str, least: float, most: float) -> tuple[float, float]:
+    if not least <= value[0] <= value[1] <= most:
+        raise ValueError(f"{name} {list(value)} must lie in {least:g} .. {most:g}")
+    return value
+
+
 class Data(Section):
-    """The prepare room's section. ``levels`` are square sides in pixels, ascending; each is made from the next larger one."""
+    """The prepare room's section. ``levels`` are sides in pixels, ascending; each is made from the next larger one.
+
+    ``fit``: the centre square (crop), all of the photo as a square (resize), every tile of it (tiles), or the photo at its own size
+    and shape (keep), where levels say the ratios between the sizes and the least short side.
+    ``near_duplicates``: photos whose 64-bit perceptual hashes differ in at most so many bits never cross splits; None: not looked for.
+    """
+
+    # Added after ShardSets had been made: left out of the JSON while they have their defaults, so that those keep name and bytes.
+    LATER: ClassVar[tuple[str, ...]] = ("tiles", "corruption", "near_duplicates")
 
     source: str
     options: dict[str, Any] = {}
     split: Split = Split()
     levels: tuple[int, ...] = Field(min_length=1)
     required_levels: dict[SplitName, tuple[int, ...]] = {}
-    fit: Literal["crop", "resize", "tiles"] = "crop"
+    fit: Literal["crop", "resize", "tiles", "keep"] = "crop"
+    tiles: Tiles = Tiles()
     degradation: Literal["bicubic", "box", "lanczos"] = "bicubic"
+    corruption: Corruption | None = None
+    near_duplicates: int | None = Field(default=None, ge=0, le=16)
     codec: Codec = Codec()
     channels: int = Field(default=3, ge=1, le=64)
     shard_samples: int = Field(default=8, ge=1)
@@ -85,6 +186,25 @@ class Data(Section):
             if not required or not set(required) <= set(self.levels):
                 raise ValueError(f"required_levels.{split} {list(required)} must name some of levels {list(self.levels)}")
         return self
+
+    @model_validator(mode="after")
+    def _options_are_read(self) -> "Data":
+        if self.tiles != Tiles() and self.fit != "tiles":
+            raise ValueError(f"tiles are for fit 'tiles', but fit is {self.fit!r}")
+        if self.corruption is not None and len(self.levels) == 1:
+            raise ValueError("corruption makes a low image of the next larger level, but there is one level")
+        if self.corruption is not None and self.corruption.jpeg is not None and self.channels not in (1, 3):
+            raise ValueError(f"corruption.jpeg takes 1 or 3 channels, but channels is {self.channels}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in self.LATER or getattr(self, name) != type(self).model_fields[name].get_default()
+        }
 
     def required(self, split: str) -> tuple[int, ...]:
         """Levels that every sample of ``split`` must have; all of them unless the recipe says otherwise."""
@@ -262,9 +382,23 @@ class Recipe(Section):
                     f"stage {stage.name}: global_batch {stage.training.global_batch} must be a multiple of "
                     f"micro_batch {stage.training.micro_batch} x scaling.workers {self.scaling.workers}"
                 )
+        if self.data.corruption is not None:
+            self._refuse_what_undoes_a_resize()
         if self.stages[0].low is None and len(self.stages) == 1 and self.evaluation.gate:
             raise ValueError("an unconditional recipe has no baseline: leave evaluation.gate empty")
         return self
+
+    def _refuse_what_undoes_a_resize(self) -> None:
+        """Consistency and projection hold an output to its low image through a linear operator, which a corrupted one did not come by."""
+        lowest = self.data.levels[0]
+        if any(stage.high == lowest for stage in self.stages):
+            raise ValueError(f"data.corruption is for a low image, but a stage is to make level {lowest}")
+        if any(metric.name == "consistency" for metric in self.evaluation.metrics):
+            raise ValueError("with data.corruption the low image is no resize of the high one: leave evaluation.metrics 'consistency' out")
+        others = [*(self.evaluation.search.candidates if self.evaluation.search else ()), *self.evaluation.variants.values()]
+        for stage in self.stages:
+            if stage.low == lowest and any(sampling.get("projection") for sampling in (stage.sampling, *others)):
+                raise ValueError(f"with data.corruption stage {stage.name} cannot project onto its low image: set projection to 0")
 
 
 def fingerprint(*parts: str) -> str:
