@@ -20,7 +20,7 @@ from sr3_core import config, plugins, storage
 from sr3_core.config import Stage
 from sr3_core.errors import BadInput, Failed
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: the U-Net's normalisations take the noise embedding; weights of schema 1 have other names
 MANIFEST, WEIGHTS, METRICS, CARD = "bundle.json", "model.safetensors", "metrics.json", "card.md"
 NORMALISATION = "[-1, 1] from uint8"
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow", "ray", "kfp", "webdataset")
@@ -179,8 +179,8 @@ def _manifest(uri: str) -> dict[str, Any]:
         )
     manifest = storage.read_json(place)
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int) or schema > SCHEMA_VERSION:
-        raise BadInput(f"{place} of schema {schema}", f"schema {SCHEMA_VERSION} or older", "use the version of the project that wrote it")
+    if schema != SCHEMA_VERSION:
+        raise BadInput(f"{place} of schema {schema}", f"schema {SCHEMA_VERSION}", "use the version of the project that wrote it, or train again")
     for name, expected in cast("dict[str, str]", manifest["files"]).items():
         try:
             found = storage.sha256(storage.join(uri, name))

@@ -69,7 +69,7 @@ def append(folder: Path) -> None:
         (lambda folder: (folder / "bundle.json").write_text("{"), "is not JSON"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing in"),
         (append, "has sha256"),
-        (lambda folder: change_manifest(folder, schema=2), "schema 2; allowed: schema 1 or older"),
+        (lambda folder: change_manifest(folder, schema=3), "schema 3; allowed: schema 2"),
         (lambda folder: change_manifest(folder, schema="new"), "of schema new"),
         (lambda folder: change_manifest(folder, stage={"name": "tiny"}), "no value for"),
     ],
