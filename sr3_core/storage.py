@@ -1,4 +1,4 @@
-"""The only importer of fsspec: files at any URI - read, ranged read, list, write atomically, retry. It knows no artifact.
+"""Files at any URI: read, ranged read, list, write atomically. It knows no artifact; remote.py speaks to the stores and retries.
 
 A location is a local path (``/x``, ``file:///x``) or an fsspec URI (``gs://bucket/x``, ``memory://x``). Credentials come from the
 environment, never from the URI. Local work is done without fsspec, so any file name the system allows is taken literally.
@@ -11,32 +11,21 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
-import time
 import uuid
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar, cast
+from typing import Any, BinaryIO, NoReturn, cast
 
-import fsspec
-import fsspec.core
-
+from sr3_core import remote
 from sr3_core.errors import BadInput, Failed
 
-ATTEMPTS = 3
-FIRST_WAIT_SECONDS = 0.5  # doubled after each attempt; the stores' own clients retry below this
 BLOCK_BYTES = 8 * 1024 * 1024
 _TEMPORARY = ".sr3-part-"  # hidden, so that a listing never shows a file that is being written
 _LOCAL_SCHEMES = ("file://", "local://")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-_CHAIN = re.compile(r"::(?=[a-z0-9+]+://)")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,7 +68,7 @@ def local_path(uri: str) -> Path:
 
 def join(uri: str, *parts: str) -> str:
     """``uri/part/part``; in a chained URI (``zip://a::gs://b``) the parts belong to its first link."""
-    first, chain = _links(uri)
+    first, chain = (uri, "") if is_local(uri) else remote.links(uri)
     return "/".join([first.rstrip("/"), *(part.strip("/") for part in parts)]) + chain
 
 
@@ -87,21 +76,21 @@ def exists(uri: str) -> bool:
     """True for a file or a folder that is there."""
     if is_local(uri):
         return local_path(uri).exists()
-    return _retry(uri, lambda fs, path: bool(fs.exists(path)))
+    return remote.retry(uri, lambda fs, path: bool(fs.exists(path)))
 
 
 def size(uri: str) -> int:
     """Bytes of a file."""
     if is_local(uri):
         return local_path(uri).stat().st_size
-    return _retry(uri, lambda fs, path: int(fs.size(path)))
+    return remote.retry(uri, lambda fs, path: int(fs.size(path)))
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole file."""
     if is_local(uri):
         return local_path(uri).read_bytes()
-    return _retry(uri, lambda fs, path: cast(bytes, fs.cat_file(path)))
+    return remote.retry(uri, lambda fs, path: cast(bytes, fs.cat_file(path)))
 
 
 def read_range(uri: str, start: int, length: int) -> bytes:
@@ -110,22 +99,32 @@ def read_range(uri: str, start: int, length: int) -> bytes:
         with open(local_path(uri), "rb") as stream:
             stream.seek(start)
             return stream.read(length)
-    return _retry(uri, lambda fs, path: cast(bytes, fs.cat_file(path, start=start, end=start + length)))
+    return remote.retry(uri, lambda fs, path: cast(bytes, fs.cat_file(path, start=start, end=start + length)))
 
 
 @contextmanager
 def open_read(uri: str) -> Generator[BinaryIO, None, None]:
     """A binary stream; only opening is retried."""
-    with local_path(uri).open("rb") if is_local(uri) else _retry(uri, lambda fs, path: cast(BinaryIO, fs.open(path, "rb"))) as stream:
+    with local_path(uri).open("rb") if is_local(uri) else remote.retry(uri, lambda fs, path: cast(BinaryIO, fs.open(path, "rb"))) as stream:
         yield stream
+
+
+def read_blocks(uri: str) -> Iterator[bytes]:
+    """The file's bytes in blocks of at most ``BLOCK_BYTES``; each is a read of its own and so retried by itself."""
+    if is_local(uri):
+        with local_path(uri).open("rb") as stream:
+            while block := stream.read(BLOCK_BYTES):
+                yield block
+        return
+    for start in range(0, size(uri), BLOCK_BYTES):
+        yield read_range(uri, start, BLOCK_BYTES)
 
 
 def sha256(uri: str) -> str:
     """sha256 of the file's bytes, hex, read in blocks."""
     digest = hashlib.sha256()
-    with open_read(uri) as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
+    for block in read_blocks(uri):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -152,7 +151,7 @@ def write_json(uri: str, value: Any) -> str:
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file so that a reader sees all of it or none: rename on a local disk, one PUT on a store."""
     if not is_local(uri):
-        _retry(uri, lambda fs, path: fs.pipe_file(path, data))
+        remote.retry(uri, lambda fs, path: fs.pipe_file(path, data))
         return
     with _renamed_into(local_path(uri)) as stream:
         stream.write(data)
@@ -161,7 +160,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 def publish_file(local: Path, uri: str) -> None:
     """Copy a finished local file to ``uri``, atomically as ``write_bytes`` but without holding it in memory."""
     if not is_local(uri):
-        _retry(uri, lambda fs, path: fs.put_file(str(local), path))
+        remote.retry(uri, lambda fs, path: fs.put_file(str(local), path))
         return
     with open(local, "rb") as source, _renamed_into(local_path(uri)) as stream:
         shutil.copyfileobj(source, stream, BLOCK_BYTES)
@@ -183,7 +182,7 @@ def create_exclusive(uri: str, data: bytes) -> bool:
                 part.unlink()
             return True
     try:
-        _retry(uri, lambda fs, path: fs.pipe_file(path, data, mode="create"))
+        remote.retry(uri, lambda fs, path: fs.pipe_file(path, data, mode="create"))
     except FileExistsError:
         return read_bytes(uri) == data  # a repeated request meets its own first success
     return True
@@ -194,7 +193,10 @@ def list_files(uri: str, *, suffixes: Collection[str] | None = None) -> list[Fil
 
     A folder that is missing gives an empty list; one that cannot be listed raises PermissionError. Linked folders are followed once.
     """
-    found = _list_local(local_path(uri)) if is_local(uri) else _list_remote(uri)
+    if is_local(uri):
+        found = _list_local(local_path(uri))
+    else:
+        found = [FileInfo(join(uri, name), name, bytes_, stamp) for name, bytes_, stamp in remote.find(uri)]
     kept = [info for info in found if not any(part.startswith(".") for part in info.path_relative.split("/"))]
     if suffixes is not None:
         kept = [info for info in kept if os.path.splitext(info.path_relative)[1].lower() in suffixes]
@@ -205,7 +207,7 @@ def remove(uri: str, *, recursive: bool = False) -> None:
     """Delete a file, or with ``recursive`` a folder; nothing happens when it is not there."""
     if not is_local(uri):
         with suppress(FileNotFoundError):
-            _retry(uri, lambda fs, path: fs.rm(path, recursive=True) if recursive else fs.rm_file(path))
+            remote.retry(uri, lambda fs, path: fs.rm(path, recursive=True) if recursive else fs.rm_file(path))
         return
     path = local_path(uri)
     if path.is_dir() and not path.is_symlink():
@@ -241,16 +243,8 @@ def download_folder(uri: str, local: Path) -> None:
         target = (local / info.path_relative).resolve()
         if not target.is_relative_to(local.resolve()):
             raise BadInput(f"{info.uri} would be written outside {local}", "files inside the folder", "remove it from the source")
-        with open_read(info.uri) as source, _renamed_into(target) as stream:
-            shutil.copyfileobj(source, stream, BLOCK_BYTES)
-
-
-def filesystem(uri: str) -> tuple[Any, str]:
-    """fsspec's filesystem of a remote location and the path in it, for a library that writes there by itself."""
-    first, chain = _links(uri)
-    scheme, _, rest = first.partition("://")
-    fs = _filesystem(uri if chain else f"{scheme}://{rest.partition('/')[0]}/")
-    return fs, str(fs._strip_protocol(first))
+        with _renamed_into(target) as stream:
+            stream.writelines(read_blocks(info.uri))
 
 
 def check_readable(uri: str) -> None:
@@ -262,12 +256,14 @@ def check_readable(uri: str) -> None:
                 os.listdir(path)
             else:
                 path.open("rb").close()
-        elif not _retry(uri, lambda fs, path: fs.exists(path), attempts=1):
+        elif not remote.retry(uri, lambda fs, path: fs.exists(path), attempts=1):
             raise FileNotFoundError(uri)
     except FileNotFoundError:
         raise BadInput(f"{uri} does not exist", "an existing path or fsspec URI", "check its spelling") from None
     except (OSError, Failed) as error:
-        raise BadInput(f"{uri} cannot be read ({_reason(error)})", "a location you may read", "check access and credentials") from None
+        raise BadInput(
+            f"{uri} cannot be read ({remote.reason(error)})", "a location you may read", "check access and credentials"
+        ) from None
 
 
 def check_writable(uri: str) -> None:
@@ -277,10 +273,10 @@ def check_writable(uri: str) -> None:
         if is_local(uri):
             write_bytes(probe, b"")
         else:
-            _retry(probe, lambda fs, path: fs.pipe_file(path, b"sr3"), attempts=1)
+            remote.retry(probe, lambda fs, path: fs.pipe_file(path, b"sr3"), attempts=1)
         remove(probe)
     except (OSError, Failed) as error:
-        got = f"{uri} cannot be written ({_reason(error)})"
+        got = f"{uri} cannot be written ({remote.reason(error)})"
         raise BadInput(got, "a location you may write", "check access or choose another root") from None
 
 
@@ -308,81 +304,6 @@ def _list_local(root: Path) -> list[FileInfo]:
             relative = os.path.relpath(path, root).replace(os.sep, "/")
             found.append(FileInfo(path, relative, status.st_size, str(status.st_mtime_ns)))
     return found
-
-
-def _list_remote(uri: str) -> list[FileInfo]:
-    def find(fs: Any, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
-        try:
-            return path, fs.find(path, detail=True)
-        except FileNotFoundError:
-            return path, {}
-
-    root, entries = _retry(uri, find)
-    root = root.rstrip("/")
-    found: list[FileInfo] = []
-    for name, info in entries.items():
-        relative = name[len(root) :].strip("/") if name.startswith(root) else name.strip("/")
-        if info.get("type") == "file" and relative:
-            found.append(FileInfo(join(uri, relative), relative, int(info.get("size") or 0), _stamp(info)))
-    return found
-
-
-def _stamp(info: dict[str, Any]) -> str:
-    for key in ("etag", "ETag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"):
-        if info.get(key) is not None:
-            return str(info[key])
-    return ""
-
-
-def _links(uri: str) -> tuple[str, str]:
-    """A chained URI as its first link and the rest with its "::"; a name that merely holds "::" is no chain."""
-    chain = None if is_local(uri) else _CHAIN.search(uri)
-    return (uri[: chain.start()], uri[chain.start() :]) if chain else (uri, "")
-
-
-@lru_cache(maxsize=64)
-def _filesystem(address: str) -> Any:
-    """The filesystem of ``scheme://host/`` or of a chained URI; listings are not cached, since several processes write to one folder."""
-    try:
-        if _CHAIN.search(address):
-            return fsspec.core.url_to_fs(address)[0]
-        return fsspec.core.url_to_fs(address, use_listings_cache=False)[0]
-    except (ValueError, ImportError) as error:
-        scheme = address.partition("://")[0]
-        raise BadInput(f"location scheme {scheme}:// ({error})", "a scheme that fsspec knows", "mend it or install its package") from None
-
-
-def _retry(uri: str, work: Callable[[Any, str], T], *, attempts: int = ATTEMPTS) -> T:
-    """Run ``work(filesystem, path)``, again after transient errors; the final error names the URI."""
-    fs, path = filesystem(uri)
-    for attempt in range(1, attempts + 1):
-        try:
-            return work(fs, path)
-        except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError, BadInput, Failed):
-            raise
-        except Exception as error:  # each store's client has its own exceptions; which may be tried again is decided below
-            if _is_forbidden(error):
-                raise PermissionError(errno.EACCES, _reason(error), uri) from error
-            if attempt == attempts or not _is_transient(error):
-                raise Failed(f"{uri}: {_reason(error)} (attempt {attempt} of {attempts})") from error
-            time.sleep(FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
-    raise AssertionError("unreachable")
-
-
-def _is_forbidden(error: Exception) -> bool:
-    return getattr(error, "code", None) in (401, 403) or "Forbidden" in str(error)
-
-
-def _is_transient(error: Exception) -> bool:
-    code = getattr(error, "code", None) or getattr(error, "status", None)
-    if isinstance(code, int) and 400 <= code < 500:
-        return code in (408, 429)
-    return not isinstance(error, (TypeError, ValueError, NotImplementedError))
-
-
-def _reason(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:300] or type(error).__name__
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from sr3_core import config, storage
+from sr3_core import config, remote, storage
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Stage
 from sr3_core.errors import BadInput, Failed
@@ -119,7 +119,7 @@ def ray_storage(uri: str) -> dict[str, Any]:
     """The arguments of RunConfig for a folder at ``uri``: of the schemes that fsspec knows, pyarrow knows a few by itself."""
     if storage.is_local(uri):
         return {"storage_path": uri}
-    filesystem, path = storage.filesystem(uri)
+    filesystem, path = remote.filesystem(uri)
     return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))}
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import fsspec
 import pytest
 
-from sr3_core import storage
+from sr3_core import remote, storage
 from sr3_core.errors import BadInput, Failed
 
 HARD_NAMES = ["plain.txt", "a b.txt", "100%.txt", "a%20b.txt", "#1.txt", "Grüße.txt", "a.b.c.txt", "[x]*.txt", "a::b.txt", "'q'.txt"]
@@ -200,7 +200,7 @@ class _Flaky(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> type[_Flaky]:
     fsspec.register_implementation("flaky", _Flaky, clobber=True)
-    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(remote, "FIRST_WAIT_SECONDS", 0.001)
     _Flaky.failures = []
     return _Flaky
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sr3_core import images, storage
+from sr3_core import images, remote, storage
 from sr3_core.artifacts.lease import LEASE, lease
 from sr3_core.config import Data
 from sr3_core.data import shards
@@ -39,9 +39,9 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A fresh folder of the bucket."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # no emulator has that call: each one would stall for a minute
-    storage._filesystem.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    remote.forget()
     yield f"gs://photos/{uuid.uuid4().hex}"
-    storage._filesystem.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    remote.forget()
 
 
 @pytest.mark.parametrize("name", ["plain.txt", "a b.txt", "100%.txt", "a%20b.txt", "Grüße.txt", "[x]*.txt", "#1.txt"])
