@@ -3,16 +3,15 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from components import cluster
 from components.jobs import submit_and_follow
-from sr3_core import config, images, plugins, storage, tracking
+from sr3_core import config, images, storage, tracking
 from sr3_core.artifacts.lease import lease
 from sr3_core.artifacts.shardset import MANIFEST, REJECTED, SCHEMA_VERSION, ShardSet
 from sr3_core.config import Data, Scaling
-from sr3_core.data import shards
-from sr3_core.data.sources._base import Source
+from sr3_core.data import reading, shards
 from sr3_core.errors import BadInput
 from sr3_core.progress import say
 
@@ -40,7 +39,7 @@ def run(
     root = storage.absolute(root)
     if data.channels not in images.CHANNELS:
         raise BadInput(f"data.channels={data.channels}", f"one of {images.CHANNELS}", "change data.channels and the stages' channels")
-    source, options = _source(data)
+    source, options = reading.source_of(data)
     refuse_root_inside(root, getattr(options, "uri", None))
     mark = fingerprint(data, source.listing(options))
     storage.check_writable(root)
@@ -83,13 +82,6 @@ def refuse_root_inside(root: str, source_uri: str | None) -> None:
     inner, outer = (str(Path(uri).resolve()) if storage.is_local(uri) else uri for uri in (root, source))
     if inner == outer or inner.startswith(outer.rstrip("/") + "/"):
         raise BadInput(f"root {root} inside the source {source}", "a root outside of it", "choose another --root")
-
-
-def _source(data: Data) -> tuple[Source, config.Section]:
-    module: Any = plugins.load("data.sources", data.source)
-    if not isinstance(module, Source):
-        raise BadInput(f"plug-in {data.source}", "a module with Options, examples and listing", "see sr3_core/data/sources/_base.py")
-    return module, config.options(module.Options, data.options, "data")
 
 
 def _finished(uri: str) -> ShardSet | None:

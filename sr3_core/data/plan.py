@@ -5,11 +5,12 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from sr3_core import images, storage
+from sr3_core import images
 from sr3_core.config import Data, SplitName
+from sr3_core.data import reading
 from sr3_core.data.degrade import Crop, crops, top_level
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
@@ -33,6 +34,8 @@ class Photo:
     width: int = 0
     reason: str = ""
     detail: str = ""
+    member: str = ""  # this and ``place`` as in Example: where a container has it
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,18 @@ def refuse_equal_keys(examples: Iterable[Example]) -> list[Example]:
     return ordered
 
 
-def inspect(example: Example, *, channels: int) -> Photo:
-    """Read and decode one input. What is wrong with it is its ``reason``; only a store that does not answer raises (Failed)."""
-    known: dict[str, Any] = {name: getattr(example, name) for name in ("key", "uri", "split", "label")}
+def inspect(example: Example, data: Data) -> Photo:
+    """Read and decode one input of the source that ``data`` names.
+
+    What is wrong with it is its ``reason``; only a store that does not answer raises (Failed).
+    """
+    known: dict[str, Any] = {name: getattr(example, name) for name in ("key", "uri", "split", "label", "member", "place")}
     photo = Photo(**known, attributes=dict(example.attributes))
+    if example.reason:
+        return _refused(photo, example.reason, example.detail)
     try:
-        data = storage.read_bytes(example.uri)
-        array = images.decode(data, channels=channels)
+        content = reading.read(data, example)
+        array = images.decode(content, channels=data.channels)
     except FileNotFoundError:
         return _refused(photo, "missing", "it was listed, but is not there")
     except IsADirectoryError:
@@ -99,8 +107,8 @@ def inspect(example: Example, *, channels: int) -> Photo:
         return _refused(photo, "no read permission", error.strerror or str(error))
     except images.BadImage as error:
         return _refused(photo, error.reason, error.detail)
-    digest = hashlib.sha256(data).hexdigest()
-    return Photo(**known, attributes=photo.attributes, content_hash=digest, height=array.shape[0], width=array.shape[1])
+    digest = hashlib.sha256(content).hexdigest()
+    return replace(photo, content_hash=digest, height=array.shape[0], width=array.shape[1])
 
 
 def make(photos: Sequence[Photo], data: Data) -> Plan:
@@ -175,7 +183,7 @@ def safe_key(key: str) -> str:
 
 
 def _refused(photo: Photo, reason: str, detail: str) -> Photo:
-    return Photo(photo.key, photo.uri, photo.split, photo.label, photo.attributes, reason=reason, detail=detail)
+    return replace(photo, reason=reason, detail=detail)
 
 
 def _as_rejected(photo: Photo) -> Rejected:

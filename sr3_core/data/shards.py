@@ -14,7 +14,7 @@ from sr3_core import config, images, storage
 from sr3_core.artifacts.lease import Lease
 from sr3_core.artifacts.shardset import MANIFEST, REJECTED, SCHEMA_VERSION, ShardSet, verify_shard
 from sr3_core.config import Data
-from sr3_core.data import degrade, plan
+from sr3_core.data import degrade, plan, reading
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
 from sr3_core.progress import Progress, say
@@ -49,7 +49,7 @@ class InspectTask:
     """Some inputs to look at."""
 
     examples: tuple[Example, ...]
-    channels: int
+    data: Data
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def build(
 
 def inspect_all(task: InspectTask) -> list[plan.Photo]:
     """What ``plan.inspect`` says of each of the task's inputs."""
-    return [plan.inspect(example, channels=task.channels) for example in task.examples]
+    return [plan.inspect(example, task.data) for example in task.examples]
 
 
 def make_shard(task: ShardTask) -> tuple[dict[str, Any], bool]:
@@ -122,9 +122,7 @@ def _inspected(uri: str, data: Data, examples: Sequence[Example], mapper: Mapper
         if [(photo.key, photo.uri) for photo in photos] == [(example.key, example.uri) for example in examples]:
             say(ROOM, f"goes on with what an earlier run saw of {len(photos)} inputs")
             return photos
-    tasks = [
-        InspectTask(tuple(examples[start : start + INSPECT_AT_ONCE]), data.channels) for start in range(0, len(examples), INSPECT_AT_ONCE)
-    ]
+    tasks = [InspectTask(tuple(examples[start : start + INSPECT_AT_ONCE]), data) for start in range(0, len(examples), INSPECT_AT_ONCE)]
     with Progress(ROOM, "inspect", total=len(examples), unit="photos") as progress:
         found = mapper(inspect_all, tasks, lambda task, photos: progress.advance(len(photos)))
     photos = [photo for group in found for photo in group]
@@ -161,7 +159,7 @@ def _write_tar(local: Path, task: ShardTask) -> list[dict[str, Any]]:
     with tarfile.open(local, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in task.shard.samples:
             if before is None or before[0] != sample.photo.uri:
-                before = (sample.photo.uri, _unchanged(sample.photo))
+                before = (sample.photo.uri, _unchanged(sample.photo, task.data))
             files = _files(sample, before[1], task.data)
             levels: dict[str, list[Any]] = {}
             for level, (extension, content) in files.items():
@@ -199,14 +197,14 @@ def _files(sample: plan.Sample, source: bytes, data: Data) -> dict[int, tuple[st
     return dict(sorted(files.items()))
 
 
-def _unchanged(photo: plan.Photo) -> bytes:
+def _unchanged(photo: plan.Photo, data: Data) -> bytes:
     try:
-        data = storage.read_bytes(photo.uri)
-    except (FileNotFoundError, PermissionError):
-        data = b""
-    if hashlib.sha256(data).hexdigest() != photo.content_hash:
+        content = reading.read(data, Example(photo.key, photo.uri, member=photo.member, place=photo.place))
+    except (FileNotFoundError, PermissionError, images.BadImage):
+        content = b""
+    if hashlib.sha256(content).hexdigest() != photo.content_hash:
         raise BadInput(f"{photo.uri} changed while prepare ran", "a source at rest", "run it again")
-    return data
+    return content
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:

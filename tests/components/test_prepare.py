@@ -176,7 +176,7 @@ def test_a_task_that_dies_is_tried_again_and_bad_input_passes_through(ray_head: 
     assert record.source
     kept = storage.join(uri, shards.INSPECTED)
     examples = list(folder.examples(folder.Options(uri=str(tmp_path / "photos"))))
-    seen = shards.inspect_all(shards.InspectTask(tuple(examples), 3))
+    seen = shards.inspect_all(shards.InspectTask(tuple(examples), data))
     storage.remove(uri, recursive=True)
     storage.write_bytes(kept, "".join(json.dumps(vars(photo)) + "\n" for photo in seen).encode())
     storage.write_bytes(examples[0].uri, images.encode(np.zeros((40, 48, 3), np.uint8)))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sr3_core import config, images, plugins, storage
-from sr3_core.config import Section
-from sr3_core.data import plan
+from sr3_core.config import Data, Section
+from sr3_core.data import plan, reading
 from sr3_core.data.sources._base import Example, Source
 from sr3_core.errors import BadInput
 
@@ -46,6 +46,7 @@ def test_the_module_has_the_three_names(name: str, photos: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_are_what_they_say(name: str, photos: Path) -> None:
     module, options = load(name, photos)
+    data = Data.model_validate({"source": name, "options": options.model_dump(mode="json"), "levels": [16]})
     examples = listed(module, options)
     assert examples
     assert len({example.key for example in examples}) == len(examples)
@@ -54,8 +55,8 @@ def test_examples_are_what_they_say(name: str, photos: Path) -> None:
         assert example.split in (None, *config.SPLITS)
         assert storage.absolute(example.uri) == example.uri
         json.dumps(example.attributes, allow_nan=False)
-    assert not [photo for photo in (plan.inspect(example, channels=3) for example in examples[:3]) if photo.reason]
-    assert images.decode(storage.read_bytes(examples[-1].uri)).ndim == 3
+    assert not [photo for photo in (plan.inspect(example, data) for example in examples[:3]) if photo.reason]
+    assert images.decode(reading.read(data, examples[-1])).ndim == 3
 
 
 @pytest.mark.parametrize("name", NAMES)
