@@ -78,7 +78,9 @@ def check_plugins(recipe: config.Recipe) -> None:
     candidates = list(evaluation.search.candidates) if evaluation.search else []
     for stage in recipe.stages:
         model = plugins.load("models", stage.model.name)
-        config.options(model.Options, stage.model.options, f"stages.{stage.name}.model")
+        chosen = config.options(model.Options, stage.model.options, f"stages.{stage.name}.model")
+        if hasattr(model, "check"):  # a plug-in's own word on options and stage together
+            model.check(chosen, stage)
         for note in verdict.notes(stage, [{}, *candidates, *evaluation.variants.values()]):
             say("recipe", f"{stage.name}: {note}")
     definitions = verdict.Definitions.of(
