@@ -1,4 +1,4 @@
-"""The one error a user can cause and mend. Exit codes and their meaning stand here; printing them is the entry's work."""
+"""The errors a user can cause and mend. Exit codes and their meaning stand here; printing them is the entry's work."""
 
 import difflib
 from collections.abc import Sequence
@@ -24,6 +24,17 @@ class BadInput(Exception):
 
 class Failed(Exception):
     """A run that cannot go on although its input was good (a gate not passed, a server gone): one line, exit 1."""
+
+
+class BadImage(Exception):
+    """Bytes that are no usable image. ``reason`` is one of few short texts, to be counted; ``detail`` says more."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, _one_line(detail)
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
 
 
 def nearest(got: str, allowed: Sequence[str]) -> str:

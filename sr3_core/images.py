@@ -1,9 +1,11 @@
-"""The only importer of PIL: bytes <-> arrays, resizing, uint8 HWC <-> float32 CHW in [-1, 1]. No torch, no files, no URIs.
+"""The only importer of PIL: bytes <-> arrays, resizing, uint8 or uint16 HWC <-> float32 CHW in [-1, 1]. No torch, no files, no URIs.
 
-Arrays are H x W x C. ``height, width`` is the order of every size here.
+Arrays are H x W x C, of 8 bits (uint8) or 16 (uint16). ``height, width`` is the order of every size here. What no picture format holds
+without loss (16 bits of several channels; 2 channels, or more than 4) is in numpy's format, ``npy.py``.
 """
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,57 +15,71 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import (
     Image,
+    ImageCms,
     ImageOps,
     TiffImagePlugin,  # noqa: F401  # pyright: ignore[reportUnusedImport]  - Image.open knows a named format only once imported
     WebPImagePlugin,  # noqa: F401  # pyright: ignore[reportUnusedImport]
 )
 
-from sr3_core.errors import BadInput
+from sr3_core import npy
+from sr3_core.errors import BadImage, BadInput
 
 Filter = Literal["bicubic", "box", "lanczos", "nearest"]
-Format = Literal["png", "jpeg"]
+Format = Literal["png", "webp", "jpeg", "npy"]
+Bits = Literal[8, 16]
+Profile = Literal["none", "sRGB", "other", "broken"]
 AnimationFormat = Literal["webp", "gif"]
 Array = NDArray[Any]
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: 256 MiB at 3 bytes a pixel
 ANIMATION_QUALITY = 85
 PNG_LEVEL = 1  # zlib level: 1.5 times faster in all than level 6 and a tenth larger
-EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg"}
-CHANNELS = (1, 3)  # what ``decode`` can give
+WEBP_EFFORT = 0  # lossless: 0 (fast) .. 100 (small)
+SRGB_TOLERANCE = 2  # levels by which a file's sRGB may differ from ours: its matrix is rounded, its curve a table
+EXTENSIONS: dict[Format, str] = {"png": "png", "webp": "webp", "jpeg": "jpg", "npy": "npy"}
+CHANNELS = range(1, 65)  # what ``decode`` can give
+PICTURED = (1, 3)  # what a screen shows
+NPY = "NPY"  # ``Header.format`` of numpy's format
 
 # Formats whose decoders are plain C or Python over memory: EPS (runs Ghostscript) and the exotic ones stay out.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
-_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"})
+_DEEP_MODES = frozenset({"I;16", "I;16B", "I;16L", "I"})
+_HELD: dict[Format, frozenset[tuple[int, int]]] = {  # (channels, bits) without loss; numpy's format takes all
+    "png": frozenset({(1, 8), (3, 8), (4, 8), (1, 16)}),
+    "webp": frozenset({(1, 8), (3, 8), (4, 8)}),
+    "jpeg": frozenset({(1, 8), (3, 8)}),  # though never without loss
+}
 _FILTERS: dict[str, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "box": Image.Resampling.BOX,
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
+_PROFILED = frozenset({"RGB", "RGBA", "CMYK"})  # modes whose colour profile is followed
 _EXIF_ORIENTATION = 0x0112
-
-
-class BadImage(Exception):
-    """Bytes that are no usable image. ``reason`` is one of few short texts, to be counted; ``detail`` says more."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, " ".join(detail.split())
-
-    def __str__(self) -> str:
-        return f"{self.reason} ({self.detail})" if self.detail else self.reason
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES = 258, 262, 277
 
 
 @dataclass(frozen=True)
 class Header:
     """What a file says of itself before its pixels are decoded. ``height`` and ``width`` are after the EXIF orientation."""
 
-    format: str  # Pillow's name: "JPEG", "PNG", ...
-    mode: str
+    format: str  # Pillow's name: "JPEG", "PNG", ...; or NPY
+    mode: str  # Pillow's name: "L", "RGB", "I;16", ...; empty for NPY
     height: int
     width: int
     upright: bool  # True when the stored pixels need no EXIF rotation
     frames: int
+    bits: int  # of a channel as stored; fewer than 8 count as 8, since they are widened exactly
+    channels: int
+    profile: Profile  # of colour; ``decode`` brings "other" to sRGB and leaves the pixels of a "broken" one as they are
+
+    def is_stored_as(self, *, channels: int, bits: int) -> bool:
+        """Whether the file's pixels are those that ``decode`` gives: nothing is turned, converted or dropped."""
+        modes = {(1, 8): "L", (3, 8): "RGB", (4, 8): "RGBA", (1, 16): "I;16"}
+        same = self.channels == channels if self.format == NPY else self.mode == modes.get((channels, bits))
+        return same and self.bits == bits and self.upright and self.frames == 1 and self.profile != "other"
 
 
 def header(data: bytes) -> Header:
@@ -71,24 +87,29 @@ def header(data: bytes) -> Header:
     return _read(data)[0]
 
 
-def decode(data: bytes, *, channels: int = 3) -> NDArray[np.uint8]:
-    """Decode ``data`` to (H, W, channels) uint8 with the EXIF orientation applied; grey and colour are converted into each other.
+def decode(data: bytes, *, channels: int = 3, bits: int = 8) -> Array:
+    """Decode ``data`` to (H, W, channels), uint8 for 8 ``bits`` and uint16 for 16, with the EXIF orientation applied.
 
-    Raises BadImage for damage, for more than ``MAX_PIXELS`` pixels, for transparency and for depths other than 8 bits.
+    Grey and colour are converted into each other; with 4 channels the alpha is data, with 1 or 3 it must be opaque and is dropped. Other
+    counts are numpy's format alone, whose channels are never converted. Colour with a profile other than sRGB is brought to sRGB
+    (relative colorimetric, 8 bits). Raises BadImage for damage, for more than ``MAX_PIXELS`` pixels, for transparency, for other bits,
+    and for what its decoder would cut to 8 bits or to fewer channels in silence.
     """
-    if channels not in CHANNELS:
-        raise ValueError(f"channels={channels}; allowed: {CHANNELS}")
-    image = _read(data)[1]
-    if image.mode not in _MODES:
-        raise BadImage("unsupported mode", f"{image.mode}; allowed: 8-bit grey or colour")
+    if channels not in CHANNELS or bits not in (8, 16):
+        raise ValueError(f"channels={channels}, bits={bits}; allowed: 1..{CHANNELS[-1]}, 8 or 16")
+    found, image = _read(data)
+    _refuse_depth(found, bits)
+    if image is None:
+        if found.channels != channels:
+            raise BadImage("other channels", f"an array of {found.channels}; data.channels is {channels}")
+        return npy.decode(data)
+    if channels not in (1, 3, 4):
+        raise BadImage("other channels", f"a picture of mode {image.mode}; {channels} channels are numpy's format (.npy)")
+    if image.mode not in (_MODES if bits == 8 else _DEEP_MODES):
+        raise BadImage("unsupported mode", f"{image.mode}; allowed: grey or colour of 8 bits, grey of 16 bits, .npy")
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("PA", "LA", "RGBA") or "transparency" in image.info:  # a PNG of any mode may name a transparent colour
-            image = image.convert("RGBA")
-            if image.getchannel("A").getextrema()[0] != 255:
-                raise BadImage("transparency", "some pixels are not opaque")
-        array = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
+        array = _deep(image, channels) if bits == 16 else _colours(image, channels)
     except BadImage:
         raise
     except Exception as error:  # a decoder that meets hostile bytes raises anything, SyntaxError and struct.error among them
@@ -96,17 +117,66 @@ def decode(data: bytes, *, channels: int = 3) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array.reshape(*array.shape[:2], channels))
 
 
-def encode(array: NDArray[np.uint8], format: Format = "png", quality: int = 95) -> bytes:
-    """Encode (H, W, 1 or 3) uint8; ``quality`` (1..100, full chroma) is for JPEG alone. The bytes hold no time and no metadata."""
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in CHANNELS:
-        raise ValueError(f"cannot encode {array.dtype} of shape {array.shape}; allowed: uint8 (H, W, 1 or 3)")
+def holds(format: Format, *, channels: int, bits: int) -> bool:
+    """Whether ``format`` has room for such images: all but JPEG without loss."""
+    return format == "npy" or (channels, bits) in _HELD[format]
+
+
+def lossless(channels: int, bits: int) -> Format:
+    """PNG, or numpy's format for what PNG cannot hold."""
+    return "png" if holds("png", channels=channels, bits=bits) else "npy"
+
+
+def encode(array: Array, format: Format = "png", quality: int = 95) -> bytes:
+    """Encode (H, W, C) uint8 or uint16; raises ValueError for what ``format`` does not hold.
+
+    ``quality`` (1..100, full chroma) is for JPEG alone; every other format is exact. The bytes hold no time and no metadata.
+    """
+    known = array.dtype.name in ("uint8", "uint16") and array.ndim == 3
+    if not known or not holds(format, channels=array.shape[2], bits=bits_of(array)):
+        raise ValueError(f"cannot encode {array.dtype} of shape {array.shape} as {format}")
+    if format == "npy":
+        return npy.encode(array)
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     buffer = io.BytesIO()
     if format == "png":
         image.save(buffer, "PNG", compress_level=PNG_LEVEL)
+    elif format == "webp":
+        image.save(buffer, "WEBP", lossless=True, exact=True, quality=WEBP_EFFORT, method=0)  # exact: colours below alpha 0 too
     else:
         image.save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
+
+
+def encode_above(array: Array, *, quality: int, min_psnr: float) -> tuple[Format, bytes]:
+    """(H, W, 1 or 3) uint8 as JPEG of the least quality from ``quality`` on, found by bisection, that decodes to ``min_psnr`` dB or more.
+
+    PNG where quality 100 does not reach it.
+    """
+
+    def made(quality: int) -> tuple[bytes, bool]:
+        data = encode(array, "jpeg", quality)
+        return data, psnr(decode(data, channels=array.shape[2]), array) >= min_psnr
+
+    data, is_enough = made(quality)
+    if is_enough:
+        return "jpeg", data
+    below, above = quality, 101
+    best: bytes | None = None
+    while above - below > 1:
+        middle = (below + above) // 2
+        data, is_enough = made(middle)
+        if is_enough:
+            above, best = middle, data
+        else:
+            below = middle
+    return ("png", encode(array)) if best is None else ("jpeg", best)
+
+
+def psnr(image: Array, truth: Array) -> float:
+    """dB over all pixels and channels of two arrays of one type; infinity for equal ones."""
+    error = float(np.square(image.astype(np.float64) - truth.astype(np.float64)).mean())
+    return math.inf if error == 0 else 10 * math.log10(peak(bits_of(truth)) ** 2 / error)
 
 
 def encode_animation(frames: Sequence[NDArray[np.uint8]], format: AnimationFormat, *, milliseconds: Sequence[int]) -> bytes:
@@ -118,7 +188,7 @@ def encode_animation(frames: Sequence[NDArray[np.uint8]], format: AnimationForma
     if not frames or len(frames) != len(milliseconds):
         raise ValueError(f"{len(frames)} frames, {len(milliseconds)} durations; allowed: as many durations as frames, at least one")
     shape = frames[0].shape
-    if any(frame.dtype != np.uint8 or frame.shape != shape or len(shape) != 3 or shape[2] not in CHANNELS for frame in frames):
+    if any(frame.dtype != np.uint8 or frame.shape != shape or len(shape) != 3 or shape[2] not in PICTURED for frame in frames):
         raise ValueError(
             f"cannot animate frames of shapes {sorted({frame.shape for frame in frames})}; allowed: uint8 (H, W, 1 or 3), all equal"
         )
@@ -194,40 +264,171 @@ def centre_square(array: Array) -> Array:
     return array[top : top + side, left : left + side]
 
 
-def to_unit(array: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, C) uint8 in 0..255 -> (C, H, W) float32 in [-1, 1]: x / 127.5 - 1."""
-    if array.dtype != np.uint8:
-        raise ValueError(f"got {array.dtype}; allowed: uint8")
-    return np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32) / np.float32(127.5) - np.float32(1)
+def preview(array: Array) -> NDArray[np.uint8]:
+    """What a screen shows of (H, W, C): (H, W, 3) uint8 of its first three channels, (H, W, 1) of fewer; 16 bits are rounded to 8."""
+    shown = array[:, :, :3] if array.shape[2] >= 3 else array[:, :, :1]
+    if shown.dtype == np.uint8:
+        return np.ascontiguousarray(shown)
+    return np.ascontiguousarray(np.rint(shown / 257).astype(np.uint8))
 
 
-def from_unit(array: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(C, H, W) float32 -> (H, W, C) uint8, rounded and clipped; the inverse of ``to_unit``. Raises ValueError for NaN or infinity."""
+def peak(bits: int) -> int:
+    """White: 255 or 65535."""
+    return 2**bits - 1
+
+
+def bits_of(array: Array) -> Bits:
+    """8 for uint8, 16 for uint16. Raises ValueError for other types."""
+    if array.dtype.name not in ("uint8", "uint16"):
+        raise ValueError(f"an image of {array.dtype}; allowed: uint8 and uint16")
+    return 8 if array.dtype == np.uint8 else 16
+
+
+def to_unit(array: Array) -> NDArray[np.float32]:
+    """(H, W, C) uint8 or uint16 -> (C, H, W) float32: 0 -> -1, white -> 1."""
+    half = np.float32(peak(bits_of(array)) / 2)
+    return np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32) / half - np.float32(1)
+
+
+def from_unit(array: NDArray[np.float32], *, bits: int = 8) -> Array:
+    """(C, H, W) float32 -> (H, W, C) uint8 or, for 16 ``bits``, uint16, rounded and clipped; the inverse of ``to_unit``.
+
+    Raises ValueError for NaN or infinity.
+    """
     if not np.isfinite(array).all():
         raise ValueError("the image holds NaN or infinity")
-    return np.ascontiguousarray(np.clip(np.rint((array + 1) * 127.5), 0, 255).astype(np.uint8).transpose(1, 2, 0))
+    levels = np.clip(np.rint((array + 1) * np.float32(peak(bits) / 2)), 0, peak(bits))
+    return np.ascontiguousarray(levels.astype(np.uint8 if bits == 8 else np.uint16).transpose(1, 2, 0))
 
 
-def _read(data: bytes) -> tuple[Header, Image.Image]:
-    """Open without decoding; refuse too many pixels before any memory is spent on them."""
+def _read(data: bytes) -> tuple[Header, Image.Image | None]:
+    """Open without decoding; refuse too many pixels before any memory is spent on them. No image for numpy's format."""
     if not data:
         raise BadImage("empty file")
+    if npy.is_npy(data):
+        stored = npy.read_header(data)
+        height, width, channels = stored.shape
+        _refuse_size(height, width)
+        return Header(NPY, "", height, width, True, 1, 8 * stored.dtype.itemsize, channels, "none"), None
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         width, height = image.size
         turned = image.getexif().get(_EXIF_ORIENTATION, 1)
         frames = cast(int, getattr(image, "n_frames", 1))
+        bits, channels = _depth(image, data)
+        profile = _profile(image)
+    except BadImage:
+        raise
     except Image.UnidentifiedImageError:
-        raise BadImage("not an image", f"none of {', '.join(_FORMATS)}") from None
+        raise BadImage("not an image", f"none of {', '.join(_FORMATS)}, .npy") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("too many pixels", str(error)) from None
     except Exception as error:  # as in decode
         raise _damage(error) from None
-    if width * height > MAX_PIXELS:
-        raise BadImage("too many pixels", f"{width} x {height}; allowed: {MAX_PIXELS}")
+    _refuse_size(height, width)
     if turned in (5, 6, 7, 8):
         width, height = height, width
-    return Header(image.format or "", image.mode, height, width, turned in (0, 1), frames), image
+    return Header(image.format or "", image.mode, height, width, turned in (0, 1), frames, bits, channels, profile), image
+
+
+def _depth(image: Image.Image, data: bytes) -> tuple[int, int]:
+    """(bits of a channel, channels) as the file stores them, read from its own header: Pillow cuts 16-bit colour to 8 bits in silence."""
+    channels = len(image.getbands())
+    if image.format == "PNG":
+        if data[12:16] != b"IHDR":
+            raise BadImage("corrupt", "its first chunk is not IHDR")
+        return max(8, data[24]), channels
+    if image.format == "TIFF":
+        tags = cast(Any, image).tag_v2
+        return max(8, *tags.get(_TIFF_BITS, (1,))), int(tags.get(_TIFF_SAMPLES, 1))
+    if image.format == "PPM" and image.mode != "1":
+        decoding = cast(Any, image).tile[0].args  # ("RGB", 65535): the largest value, where it is not 255; "I;16B" for grey of 65535
+        largest = peak(16) if decoding == "I;16B" else decoding[-1] if isinstance(decoding, tuple) else peak(8)
+        return (16 if largest == peak(16) else max(8, int(largest).bit_length())), channels
+    return 8, channels
+
+
+def _refuse_size(height: int, width: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImage("too many pixels", f"{width} x {height}; allowed: {MAX_PIXELS}")
+
+
+def _refuse_depth(found: Header, bits: int) -> None:
+    """BadImage where the file's depth or channels would not arrive as they are."""
+    if found.bits not in (8, 16):
+        raise BadImage("unsupported depth", f"{found.bits} bits a channel; allowed: 8 and 16")
+    if found.format == "TIFF" and found.channels > Image.getmodebands(found.mode):
+        raise BadImage("extra channels", f"{found.channels} channels, read as {found.mode}; convert it to .npy")
+    if found.bits == 16 and found.format != NPY and found.channels > 1:
+        raise BadImage("16-bit colour", f"{found.format} of {found.channels} channels would be cut to 8 bits; convert it to .npy")
+    if found.bits != bits:
+        reason, do = ("16-bit", "set data.bits=16") if bits == 8 else ("8-bit in a 16-bit set", "set data.bits=8")
+        raise BadImage(reason, f"{found.bits} bits a channel; {do}, or leave it out")
+
+
+def _deep(image: Image.Image, channels: int) -> Array:
+    """Grey of 16 bits as (H, W) or (H, W, 3) uint16."""
+    if channels == 4:
+        raise BadImage("no alpha channel", "grey; data.channels is 4")
+    values = np.asarray(ImageOps.exif_transpose(image))
+    if values.min() < 0 or values.max() > peak(16):  # mode "I" is of 32 bits, with a sign
+        raise BadImage("unsupported mode", f"{image.mode} with values {values.min()} .. {values.max()}")
+    values = values.astype(np.uint16)
+    if image.info.get("transparency") is not None and (values == image.info["transparency"]).any():
+        raise BadImage("transparency", "some pixels are not opaque")
+    if image.format == "TIFF" and cast(Any, image).tag_v2.get(_TIFF_PHOTOMETRIC) == 0:
+        values = peak(16) - values  # white is zero: Pillow inverts 8 bits alone
+    return values if channels == 1 else np.repeat(values[:, :, None], channels, axis=2)
+
+
+def _colours(image: Image.Image, channels: int) -> Array:
+    """8 bits as (H, W), (H, W, 3) or (H, W, 4) uint8, in sRGB."""
+    profile = cast("bytes | None", image.info.get("icc_profile"))
+    image = ImageOps.exif_transpose(image)
+    has_alpha = image.mode in ("PA", "LA", "RGBA") or "transparency" in image.info  # a PNG of any mode may name a transparent colour
+    if channels == 4 and not has_alpha:
+        raise BadImage("no alpha channel", f"mode {image.mode}; data.channels is 4")
+    if image.mode in ("P", "PA") or has_alpha:
+        image = image.convert("RGBA" if has_alpha else "RGB")
+    if has_alpha and channels != 4 and image.getchannel("A").getextrema()[0] != 255:
+        raise BadImage("transparency", "some pixels are not opaque")
+    transform = _to_srgb(profile, image.mode)[1] if profile and image.mode in _PROFILED else None
+    if transform is not None:
+        image = cast(Image.Image, ImageCms.applyTransform(image, transform))
+    elif image.mode == "CMYK":
+        raise BadImage("CMYK without a profile", "its colours are not defined; convert it to RGB")
+    return np.asarray(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]), dtype=np.uint8)
+
+
+def _profile(image: Image.Image) -> Profile:
+    data = cast("bytes | None", image.info.get("icc_profile"))
+    if not data:
+        return "none"
+    mode = {"P": "RGB", "PA": "RGBA"}.get(image.mode, image.mode)
+    return _to_srgb(data, mode)[0] if mode in _PROFILED else "none"  # grey and 16 bits are taken as they are
+
+
+@lru_cache(maxsize=16)
+def _to_srgb(profile: bytes, mode: str) -> tuple[Profile, Any]:
+    """What an embedded profile is, and the transform of 8-bit ``mode`` to sRGB where it changes anything.
+
+    sRGB comes in many files (versions, vendors, sizes): it is known by what it does to a lattice of colours, not by its name.
+    """
+    made = "RGB" if mode == "CMYK" else mode
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, made,
+            ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )  # fmt: skip
+    except Exception:  # lcms and Pillow's reader raise OSError, PyCMSError, ValueError, ... for hostile bytes
+        return "broken", None
+    if mode == "CMYK":
+        return "other", transform
+    steps = np.linspace(0, 255, 9).round().astype(np.uint8)
+    lattice = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(27, 27, 3)
+    probe = Image.fromarray(lattice).convert(mode)
+    moved = np.asarray(cast(Image.Image, ImageCms.applyTransform(probe, transform)).convert("RGB"), dtype=np.int16)
+    return ("sRGB", None) if np.abs(moved - lattice).max() <= SRGB_TOLERANCE else ("other", transform)
 
 
 def _damage(error: Exception) -> BadImage:

@@ -81,8 +81,8 @@ def test_reasons() -> None:
 
     assert reason(b"") == "empty file"
     assert reason(b"hello, I am text") == "not an image"
-    assert reason(saved(Image.new("I;16", (8, 8)), "PNG")) == "unsupported mode"
-    assert reason(saved(Image.new("CMYK", (8, 8)), "JPEG")) == "unsupported mode"
+    assert reason(saved(Image.new("I;16", (8, 8)), "PNG")) == "16-bit"
+    assert reason(saved(Image.new("LAB", (8, 8)), "TIFF")) == "unsupported mode"
     assert reason(saved(Image.new("RGBA", (8, 8), (1, 2, 3, 128)), "PNG")) == "transparency"
     keyed = io.BytesIO()
     Image.new("RGB", (8, 8)).save(keyed, "PNG", transparency=(0, 0, 0))
