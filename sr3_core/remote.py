@@ -5,9 +5,11 @@ What each store's client raises becomes FileNotFoundError, FileExistsError, Perm
 
 import errno
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -94,6 +96,14 @@ def find(uri: str) -> Iterator[tuple[str, int, str]]:
             yield relative, int(info.get("size") or 0), _stamp(info)
 
 
+def info(uri: str) -> tuple[int, str]:
+    """(bytes, stamp) of one file, the stamp as ``find`` gives it. Raises IsADirectoryError for a folder."""
+    entry = retry(uri, lambda fs, path: fs.info(path))
+    if entry.get("type") == "directory":
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), uri)
+    return int(entry.get("size") or 0), _stamp(entry)
+
+
 def reason(error: BaseException) -> str:
     """What went wrong, in one line of at most 300 characters."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -142,6 +152,7 @@ def _is_transient(error: Exception) -> bool:
 
 def _stamp(info: dict[str, Any]) -> str:
     for key in ("etag", "ETag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"):
-        if info.get(key) is not None:
-            return str(info[key])
+        value = info.get(key)
+        if value is not None:  # one store says the time as a number in a listing, as a date of one file
+            return str(value.timestamp() if isinstance(value, datetime) else value)
     return ""

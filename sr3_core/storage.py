@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -84,6 +85,18 @@ def size(uri: str) -> int:
     if is_local(uri):
         return local_path(uri).stat().st_size
     return remote.retry(uri, lambda fs, path: int(fs.size(path)))
+
+
+def info(uri: str) -> FileInfo:
+    """What a listing would say of one file, its name as the relative path. Raises IsADirectoryError for a folder."""
+    uri = absolute(uri)
+    name = uri.rpartition("/")[2]
+    if not is_local(uri):
+        return FileInfo(uri, name, *remote.info(uri))
+    status = local_path(uri).stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), uri)
+    return FileInfo(uri, name, status.st_size, str(status.st_mtime_ns))
 
 
 def read_bytes(uri: str) -> bytes:
