@@ -34,6 +34,7 @@ def main() -> None:
     \b
     sr3 run demo                              the whole way on the photos that come with it
     sr3 upscale photo.jpg -o big.png          by the model that it registered
+    sr3 sample -o samples/ -n 4               by a model that starts from noise
     """
 
 
@@ -181,23 +182,35 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool, device: str) ->
     click.echo(yaml.safe_dump(values, sort_keys=False).rstrip())
 
 
+def _made(command: Any) -> Any:
+    """The options of the commands that make images: which model, how it samples, what is written."""
+    for option in (
+        click.option("--force", is_flag=True, help="Replace files that exist."),
+        click.option(
+            "--chain", default="", help="Also show how the result came about: .webp or .gif animates it from noise on, .png is a grid."
+        ),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option("--sampler", default="", help="Sampler instead of the chosen one."),
+        click.option("--steps", type=click.IntRange(min=1), help="Sampling steps."),
+        click.option("--stage", default="", help="One stage of a cascade alone."),
+        click.option("--root", default="", help="The root whose MLflow is the last place; default: ./sr3-runs."),
+        click.option(
+            "--mlflow-uri", default="", help="Where models:/ is looked for first; then MLFLOW_TRACKING_URI, then the default root."
+        ),
+        click.option(
+            "--model", default="", help="models:/NAME@ALIAS, or a bundle or cascade folder; default: the one registered champion."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("images", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, help="A .png or .jpg file for one image, a folder for several.")
-@click.option("--model", default="", help="models:/NAME@ALIAS, or a bundle or cascade folder; default: the one registered champion.")
-@click.option("--mlflow-uri", default="", help="Where models:/ is looked for first; then MLFLOW_TRACKING_URI, then the default root.")
-@click.option("--root", default="", help="The root whose MLflow is the last place; default: ./sr3-runs.")
-@click.option("--stage", default="", help="One stage of a cascade alone.")
-@click.option("--steps", type=click.IntRange(min=1), help="Sampling steps.")
-@click.option("--sampler", default="", help="Sampler instead of the chosen one.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@_made
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Different draws of each image.")
-@click.option("--chain", default="", help="Also show how the result came about: .webp or .gif animates it from noise on, .png is a grid.")
-@click.option("--force", is_flag=True, help="Replace files that exist.")
-def upscale(
-    images: tuple[str, ...], output: str, model: str, mlflow_uri: str, root: str, stage: str,
-    steps: int | None, sampler: str, seed: int, samples: int, chain: str, force: bool,
-) -> None:  # fmt: skip
+def upscale(images: tuple[str, ...], output: str, **given: Any) -> None:
     """Make IMAGES larger by the registered champion.
 
     \b
@@ -207,10 +220,24 @@ def upscale(
     """
     from sr3_core import upscale as implementation
 
-    implementation.run(
-        list(images), output, model=model, mlflow_uri=mlflow_uri, root=root, stage=stage,
-        steps=steps, sampler=sampler, seed=seed, samples=samples, force=force, chain=chain,
-    )  # fmt: skip
+    implementation.run(list(images), output, **given)
+
+
+@main.command()
+@click.option("-o", "--output", required=True, help="A .png or .jpg file for one image, a folder (with / at its end) for several.")
+@_made
+@click.option("-n", "--number", type=click.IntRange(min=1), default=1, show_default=True, help="Images of this seed.")
+def sample(output: str, number: int, **given: Any) -> None:
+    """Make images from noise, by a model whose first stage is unconditional.
+
+    \b
+    sr3 sample -o face.png --model models:/sr3-cascade-1024@champion
+    sr3 sample -o faces/ -n 8 --seed 1 --model models:/sr3-cascade-1024@champion
+    sr3 sample -o small.png --stage base64 --steps 50 --chain chain.webp --model ./sr3-runs/export/0123456789abcdef/bundle
+    """
+    from sr3_core import upscale as implementation
+
+    implementation.run(None, output, samples=number, **given)
 
 
 @main.group("import-weights")

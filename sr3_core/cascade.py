@@ -24,7 +24,8 @@ SCHEMA_VERSION = 1
 
 
 class Cascade:
-    """Bundles in order, each starting at the size where the one before it ends; it has the prediction signature of a single model."""
+    """Bundles in order, each starting at the size where the one before it ends; it has the prediction signature of a single model.
+    The first stage may be unconditional: it makes its image from noise, and ``low`` is None."""
 
     def __init__(self, bundles: Sequence[ModelBundle], *, uri: str = "", manifest: Mapping[str, Any] | None = None) -> None:
         for before, after in pairwise(bundles):
@@ -37,7 +38,7 @@ class Cascade:
 
     @property
     def scale(self) -> int:
-        """How many times larger the output is than the low image."""
+        """How many times larger the output is than the low image, or than the first stage's image from noise."""
         return int(np.prod([bundle.stage.scale for bundle in self.bundles]))
 
     def outputs(
@@ -133,6 +134,11 @@ class Cascade:
 def is_cascade(folder_uri: str) -> bool:
     """Whether the folder holds a saved cascade (else it may hold a single bundle)."""
     return storage.exists(storage.join(storage.absolute(folder_uri), MANIFEST))
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """The seed of the ``sample``-th image that ``seed`` draws from noise, for ``Cascade``: the same in a report, a file and a server."""
+    return counters.from_key(f"sample {sample}", seed)
 
 
 def stage_seeds(seeds: Sequence[int] | np.ndarray[Any, Any] | Tensor, index: int) -> np.ndarray[Any, np.dtype[np.int64]]:

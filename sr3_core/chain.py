@@ -67,7 +67,7 @@ def check(target: str, *, outputs: Sequence[str], force: bool) -> str:
     if Path(target).suffix.lower() not in FORMATS:
         raise BadInput(f"--chain {target}", f"a name that ends in {', '.join(FORMATS)} (.png is a grid)", "change its ending")
     if len(outputs) != 1:
-        raise BadInput(f"--chain {target} for {len(outputs)} results", "one image and one sample", "upscale them one by one")
+        raise BadInput(f"--chain {target} for {len(outputs)} results", "one image and one sample", "make them one by one")
     name = storage.absolute(target)
     if name == outputs[0]:
         raise BadInput(f"--chain and -o are both {name}", "two names", "choose another name for the chain")
@@ -77,8 +77,9 @@ def check(target: str, *, outputs: Sequence[str], force: bool) -> str:
     return name
 
 
-def picture(chain: Chain, target: str, *, low: Picture, result: Picture) -> bytes:
-    """The file's bytes, by the ending of ``target``. ``low`` and ``result`` are the first stage's input and the last one's output."""
+def picture(chain: Chain, target: str, *, low: Picture | None, result: Picture) -> bytes:
+    """The file's bytes, by the ending of ``target``. ``low`` (None: there was none) and ``result`` are the first stage's input and the
+    last one's output."""
     suffix = Path(target).suffix.lower()
     if suffix not in ANIMATED:
         return images.encode(grid(chain, low=low, result=result))
@@ -97,8 +98,9 @@ def animation(chain: Chain, *, result: Picture) -> list[Picture]:
     return frames
 
 
-def grid(chain: Chain, *, low: Picture, result: Picture) -> Picture:
-    """Two rows a stage: the low image and the noisy states under way; below, the clean image predicted from each, and the result."""
+def grid(chain: Chain, *, low: Picture | None, result: Picture) -> Picture:
+    """Two rows a stage: the low image (where there is one) and the noisy states under way; below, the clean image predicted from each,
+    and the result."""
     height, width = _bounded(result, CELL)
     stages = [[moments[index] for index in _evenly(len(moments))] for moments in chain.moments().values()]
     columns = max(len(moments) for moments in stages) + 2
@@ -112,7 +114,8 @@ def grid(chain: Chain, *, low: Picture, result: Picture) -> Picture:
     for number, moments in enumerate(stages):
         given = low if number == 0 else stages[number - 1][-1][1]
         made = result if number == len(stages) - 1 else moments[-1][1]
-        put(2 * number, 0, _scaled(given, (height, width)))
+        if given is not None:
+            put(2 * number, 0, _scaled(given, (height, width)))
         for column, (noisy, predicted) in enumerate(moments, start=1):
             put(2 * number, column, images.resize(noisy, (height, width), "nearest"))
             put(2 * number + 1, column, _scaled(predicted, (height, width)))

@@ -296,6 +296,11 @@ class Stage(Section):
         """How many times larger the output is than ``low`` (1 for an unconditional stage)."""
         return 1 if self.low is None else self.high // self.low
 
+    @property
+    def sizes(self) -> str:
+        """``64 -> 256``, or ``noise -> 64`` for an unconditional stage."""
+        return f"{'noise' if self.low is None else self.low} -> {self.high}"
+
 
 class Search(Section):
     """Choice of the sampling options on held-out validation photos: the candidate with the best ``metric`` is used."""
@@ -384,8 +389,8 @@ class Recipe(Section):
                 )
         if self.data.corruption is not None:
             self._refuse_what_undoes_a_resize()
-        if self.stages[0].low is None and len(self.stages) == 1 and self.evaluation.gate:
-            raise ValueError("an unconditional recipe has no baseline: leave evaluation.gate empty")
+        if self.stages[0].low is None and len(self.stages) == 1 and (self.evaluation.gate or self.evaluation.search):
+            raise ValueError("an unconditional recipe has nothing to be judged by: leave evaluation.gate and evaluation.search empty")
         return self
 
     def _refuse_what_undoes_a_resize(self) -> None:

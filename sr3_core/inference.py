@@ -1,4 +1,5 @@
-"""One image in, one larger image out, by any model this project wrote: a bundle, a cascade, or a registered version in MLflow."""
+"""One image in, one larger image out, or one from noise alone, by any model this project wrote: a bundle, a cascade, or a registered
+version in MLflow."""
 
 import math
 import tempfile
@@ -15,7 +16,7 @@ from torch import nn
 from sr3_core import images, seeds, storage, tracking
 from sr3_core.artifacts import bundle as bundles
 from sr3_core.artifacts.bundle import ModelBundle
-from sr3_core.cascade import Cascade, is_cascade
+from sr3_core.cascade import Cascade, is_cascade, sample_seed
 from sr3_core.errors import BadInput
 from sr3_core.tiling import TiledNetwork
 
@@ -26,11 +27,10 @@ MAX_OUTPUT_PIXELS = 64 * 1024 * 1024  # the sampler holds about ten float32 imag
 
 
 class Upscaler:
-    """A loaded model for images of any size. ``cascade`` has one stage or more."""
+    """A loaded model for images of any size; ``sample`` in place of ``upscale`` where its first stage is unconditional. ``cascade`` has
+    one stage or more."""
 
     def __init__(self, cascade: Cascade) -> None:
-        if any(bundle.stage.low is None for bundle in cascade.bundles):
-            raise BadInput("a model that makes images from nothing", "stages with a low image", "choose another model")
         for bundle in cascade.bundles:
             network = getattr(bundle.predictor, "network", None)
             if isinstance(network, nn.Module) and not isinstance(network, TiledNetwork):
@@ -40,8 +40,13 @@ class Upscaler:
 
     @property
     def scale(self) -> int:
-        """How many times larger the output is."""
+        """How many times larger the output is than the input, or than the first stage's image from noise."""
         return self.cascade.scale
+
+    @property
+    def side(self) -> int | None:
+        """Pixels of the output's side where the model starts from noise; None where the size is that of the low image."""
+        return None if self.cascade.bundles[0].stage.low is not None else self.cascade.bundles[-1].stage.high
 
     @property
     def channels(self) -> int:
@@ -50,8 +55,22 @@ class Upscaler:
 
     @property
     def description(self) -> str:
-        """The stages in order: ``sr256 64 -> 256, sr1024 256 -> 1024``."""
-        return ", ".join(f"{bundle.stage.name} {bundle.stage.low} -> {bundle.stage.high}" for bundle in self.cascade.bundles)
+        """The stages in order: ``base noise -> 64, sr256 64 -> 256``."""
+        return ", ".join(f"{bundle.stage.name} {bundle.stage.sizes}" for bundle in self.cascade.bundles)
+
+    def check_upscales(self) -> None:
+        """BadInput when the model starts from noise."""
+        if self.side is not None:
+            later = [bundle.stage.name for bundle in self.cascade.bundles[1:]]
+            other = f"--stage {' or '.join(later)}" if later else "another model"
+            got = f"a model that starts from noise ({self.description})"
+            raise BadInput(got, "a model with a low image", f"make images with sr3 sample, or take {other}")
+
+    def check_samples(self) -> None:
+        """BadInput when the model starts from a low image."""
+        if self.side is None:
+            got = f"a model that starts from a low image ({self.description})"
+            raise BadInput(got, "a model that starts from noise", "make an image larger with sr3 upscale, or take another model")
 
     def upscale(
         self,
@@ -67,8 +86,10 @@ class Upscaler:
 
         ``sampling`` overrides the chosen options of every stage. ``on_stage`` hears the name of each finished stage, ``on_prediction``
         after every call of a network the stage's name, gamma, the noisy state and the predicted clean image, both (1, C, H, W). Raises
-        BadInput for another number of channels, an output above MAX_OUTPUT_PIXELS and unknown sampling options.
+        BadInput for another number of channels, an output above MAX_OUTPUT_PIXELS, unknown sampling options and a model that starts from
+        noise.
         """
+        self.check_upscales()
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels or not image.size:
             raise BadInput(f"an image of {image.dtype} {image.shape}", f"uint8 (height, width, {self.channels})", "convert it")
         height, width = image.shape[:2]
@@ -78,17 +99,37 @@ class Upscaler:
             raise BadInput(got, allowed, self._smaller(height, width))
         padded = reflected(image, self._multiple())
         low = torch.from_numpy(images.to_unit(padded))[None]
-        drawn = np.array([seeds.from_key(f"upscale {sample}", seed)], dtype=np.int64)
+        chosen = self._heard(sampling, on_prediction, height, width)
+        made = self._last(low, seeds.from_key(f"upscale {sample}", seed), chosen, on_stage)
+        return made[: height * self.scale, : width * self.scale]
+
+    def sample(
+        self,
+        *,
+        seed: int = 0,
+        sample: int = 0,
+        on_stage: Callable[[str], None] | None = None,
+        on_prediction: OnPrediction | None = None,
+        **sampling: Any,
+    ) -> NDArray[np.uint8]:
+        """An image from noise, (side, side, C) uint8; the arguments are those of ``upscale``.
+
+        Raises BadInput for unknown sampling options and a model that starts from a low image.
+        """
+        self.check_samples()
+        first = self.cascade.bundles[0].stage.high
+        return self._last(None, sample_seed(seed, sample), self._heard(sampling, on_prediction, first, first), on_stage)
+
+    def _last(
+        self, low: torch.Tensor | None, drawn: int, sampling: list[dict[str, Any]], on_stage: Callable[[str], None] | None
+    ) -> NDArray[np.uint8]:
+        """The last stage's image (H, W, C) for ``low`` (1, C, h, w) or from noise, by the seed ``drawn``."""
         made: list[torch.Tensor] = []
-        for bundle, output in zip(
-            self.cascade.bundles,
-            self.cascade.outputs(low, seeds=drawn, sampling=self._heard(sampling, on_prediction, height, width)),
-            strict=True,
-        ):
+        for bundle, output in zip(self.cascade.bundles, self.cascade.outputs(low, seeds=[drawn], sampling=sampling), strict=True):
             made = [output]
             if on_stage is not None:
                 on_stage(bundle.stage.name)
-        return images.from_unit(made[0][0].cpu().numpy())[: height * self.scale, : width * self.scale]
+        return images.from_unit(made[0][0].cpu().numpy())
 
     def _heard(self, sampling: Mapping[str, Any], on_prediction: OnPrediction | None, height: int, width: int) -> list[dict[str, Any]]:
         """The sampling options of each stage, its predictions told to ``on_prediction`` without what the padding added."""

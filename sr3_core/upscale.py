@@ -1,4 +1,5 @@
-"""``sr3 upscale``: image files in, larger image files out. Finds the model; every output name is settled before any work is done."""
+"""``sr3 upscale``: image files in, larger image files out; ``sr3 sample``: image files from noise. Finds the model; every output name is
+settled before any work is done."""
 
 import os
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's 
 
 
 def run(
-    inputs: Sequence[str],
+    inputs: Sequence[str] | None,
     out: str,
     *,
     model: str = "",
@@ -32,56 +33,75 @@ def run(
     force: bool = False,
     chain: str = "",
 ) -> list[str]:
-    """Upscale every input; returns what was written. ``samples`` K > 1 writes name-1 .. name-K. Raises BadInput.
+    """Upscale every input, or make images from noise (``inputs`` None); returns what was written. Raises BadInput.
 
+    ``samples`` K > 1 writes name-1 .. name-K; the name of an image from noise in a folder is "sample".
     ``chain`` names a file for the pictures of one image's reverse process: .webp or .gif an animation, .png a grid.
     """
     if samples < 1 or seed < 0 or (steps is not None and steps < 1):
         raise BadInput(f"--samples {samples} --seed {seed} --steps {steps}", "samples >= 1, seed >= 0, steps >= 1", "change the value")
-    targets = plan(inputs, out, samples=samples, force=force)
+    room = "sample" if inputs is None else "upscale"
+    targets = named(["sample"], out, samples=samples, force=force) if inputs is None else plan(inputs, out, samples=samples, force=force)
     chain = chains.check(chain, outputs=[name for names in targets for name in names], force=force) if chain else ""
-    upscaler = find_model(model, mlflow_uri=mlflow_uri, root=root, stage=stage).to_accelerator()
-    say("upscale", f"model: {upscaler.description} (x{upscaler.scale})")
+    upscaler = find_model(model, mlflow_uri=mlflow_uri, root=root, stage=stage, room=room)
+    if inputs is None:
+        upscaler.check_samples()
+    else:
+        upscaler.check_upscales()
+    upscaler.to_accelerator()
+    say(room, f"model: {upscaler.description}" + (f" (x{upscaler.scale})" if inputs is not None else ""))
     sampling: dict[str, Any] = {**({"steps": steps} if steps is not None else {}), **({"sampler": sampler} if sampler else {})}
     written: list[str] = []
     stages = len(upscaler.cascade.bundles)
-    with Progress("upscale", "all", total=len(inputs) * samples * stages, unit="stages") as progress:
-        for uri, names in zip(inputs, targets, strict=True):
-            array = read_image(uri, upscaler.channels)
+
+    def advance(stage: str) -> None:
+        progress.advance(1, stage)
+
+    with Progress(room, "all", total=len(targets) * samples * stages, unit="stages") as progress:
+        for uri, names in zip(inputs or ["noise"], targets, strict=True):
+            array = None if inputs is None else read_image(uri, upscaler.channels)
+            origin = "noise" if array is None else f"{array.shape[1]} x {array.shape[0]}"
             for sample, name in enumerate(names):
                 kept = chains.Chain(stages=stages)
-                made = upscaler.upscale(
-                    array, seed=seed, sample=sample, on_stage=lambda stage: progress.advance(1, stage),
-                    on_prediction=kept.add if chain else None, **sampling,
-                )  # fmt: skip
+                heard: dict[str, Any] = {"on_stage": advance, "on_prediction": kept.add if chain else None}
+                given: dict[str, Any] = {"seed": seed, "sample": sample, **heard, **sampling}
+                made = upscaler.sample(**given) if array is None else upscaler.upscale(array, **given)
                 storage.write_bytes(name, images.encode(made, _FORMATS[_suffix(name)]))
-                say("upscale", f"wrote {name} ({made.shape[1]} x {made.shape[0]} from {array.shape[1]} x {array.shape[0]}, seed {seed})")
+                say(room, f"wrote {name} ({made.shape[1]} x {made.shape[0]} from {origin}, seed {seed})")
                 written.append(name)
                 if chain:
                     storage.write_bytes(chain, chains.picture(kept, chain, low=array, result=made))
-                    say("upscale", f"wrote {chain}")
+                    say(room, f"wrote {chain}")
                     written.append(chain)
     return written
 
 
 def plan(inputs: Sequence[str], out: str, *, samples: int, force: bool) -> list[list[str]]:
-    """The output names of each input, one per sample. Raises BadInput for inputs that are missing and outputs that may not be written."""
+    """The output names of each input, one per sample. Raises BadInput for inputs that are missing, and as ``named``."""
     if not inputs:
         raise BadInput("no image", "one image or more", "name the images")
     for uri in inputs:
         if not storage.exists(uri):
             raise BadInput(f"no image at {uri}", "a file that is there", "check the path")
+    return named([Path(uri.rstrip("/")).stem for uri in inputs], out, samples=samples, force=force)
+
+
+def named(stems: Sequence[str], out: str, *, samples: int, force: bool) -> list[list[str]]:
+    """The output names of what is called ``stems``, one per sample: ``out`` itself, or files below the folder ``out``.
+
+    Raises BadInput for names that are no images', that collide, that are there already (without ``force``) or cannot be written.
+    """
     is_folder = out.endswith("/") or (storage.is_local(out) and storage.local_path(out).is_dir())
-    if len(inputs) > 1 and not is_folder and _suffix(out) in _FORMATS:
+    if len(stems) > 1 and not is_folder and _suffix(out) in _FORMATS:
         raise BadInput(
-            f"{len(inputs)} images and OUT {out}", "a folder for several images", f"give a folder, as -o {out.rpartition('.')[0]}/"
+            f"{len(stems)} images and OUT {out}", "a folder for several images", f"give a folder, as -o {out.rpartition('.')[0]}/"
         )
-    if len(inputs) == 1 and not is_folder:
+    if len(stems) == 1 and not is_folder:
         if _suffix(out) not in _FORMATS:
             raise BadInput(f"OUT {out}", f"a name that ends in {', '.join(_FORMATS)}, or a folder with / at its end", "change OUT")
         base = [storage.absolute(out)]
     else:
-        base = [storage.join(storage.absolute(out), f"{Path(uri.rstrip('/')).stem}.png") for uri in inputs]
+        base = [storage.join(storage.absolute(out), f"{stem}.png") for stem in stems]
     targets = [[_numbered(name, sample) for sample in range(samples)] if samples > 1 else [name] for name in base]
     names = [name for group in targets for name in group]
     for name in names:
@@ -94,8 +114,8 @@ def plan(inputs: Sequence[str], out: str, *, samples: int, force: bool) -> list[
     return targets
 
 
-def find_model(model: str, *, mlflow_uri: str = "", root: str = "", stage: str = "") -> Upscaler:
-    """``model`` (a folder or models:/...); without it the champion.
+def find_model(model: str, *, mlflow_uri: str = "", root: str = "", stage: str = "", room: str = "upscale") -> Upscaler:
+    """``model`` (a folder or models:/...); without it the champion. ``room`` is the command that says where it was found.
 
     MLflow is ``mlflow_uri``, MLFLOW_TRACKING_URI or that of ``root`` (./sr3-runs), whichever of them, in this order, has the model.
     Raises BadInput that names the model and all three.
@@ -112,7 +132,7 @@ def find_model(model: str, *, mlflow_uri: str = "", root: str = "", stage: str =
         uri = tracking.absolute(given)
         found = _named(uri, model) if model else _champion(uri)
         if found:
-            say("upscale", f"{found} of {uri}")
+            say(room, f"{found} of {uri}")
             return load_model(found, mlflow_uri=uri, stage=stage)
         looked.append(f"{name}: {'not' if model else f'no model with alias {ALIAS}'} at {uri}")
     places = "; ".join(looked)
