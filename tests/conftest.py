@@ -3,6 +3,7 @@
 import os
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1")
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # no emulator has that call: each one would stall for a minute
 for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
     os.environ.pop(_name, None)
 
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 from sr3_core import images, processes
+from tests.stores import gcs_proxy, object_store, s3_proxy, store  # noqa: F401  - fixtures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = Path(__file__).resolve().parent / "recipes"

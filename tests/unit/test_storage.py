@@ -1,9 +1,8 @@
-"""Files at any URI: the same behaviour on a local disk and in memory, and what each refuses."""
+"""Files at any URI: the same behaviour on a local disk, in memory and on object stores, and what each refuses."""
 
 import errno
 import os
 import threading
-import uuid
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,20 +11,20 @@ import pytest
 
 from sr3_core import remote, storage
 from sr3_core.errors import BadInput, Failed
+from tests.stores import Store
 
 HARD_NAMES = ["plain.txt", "a b.txt", "100%.txt", "a%20b.txt", "#1.txt", "Grüße.txt", "a.b.c.txt", "[x]*.txt", "a::b.txt", "'q'.txt"]
 
 
-@pytest.fixture(params=["path", "file", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    name = f"t-{uuid.uuid4().hex}"
-    return {"path": f"{tmp_path}/{name}", "file": f"file://{tmp_path}/{name}", "memory": f"memory://{name}/x"}[request.param]
+@pytest.fixture
+def folder(store: Store) -> str:
+    return store.uri
 
 
 @pytest.mark.parametrize("name", HARD_NAMES)
 def test_written_is_read_under_any_name(folder: str, name: str) -> None:
     if "::" in name and not storage.is_local(folder):
-        pytest.skip("fsspec's memory store takes '::' for a chain")
+        pytest.skip("fsspec takes '::' in a remote location for a chain")
     uri = storage.join(folder, "sub", name)
     storage.write_bytes(uri, b"0123456789")
     assert storage.exists(uri)
@@ -37,6 +36,11 @@ def test_written_is_read_under_any_name(folder: str, name: str) -> None:
         assert stream.read() == b"0123456789"
     (info,) = storage.list_files(folder)
     assert (info.path_relative, info.size) == (f"sub/{name}", 10)
+    assert storage.info(uri) == storage.FileInfo(storage.absolute(uri), name, 10, info.stamp)
+    with pytest.raises(IsADirectoryError):
+        storage.info(folder)
+    with pytest.raises(FileNotFoundError):
+        storage.info(storage.join(folder, "missing"))
     assert storage.read_bytes(info.uri) == b"0123456789"
     storage.remove(uri)
     assert not storage.exists(uri)
@@ -74,25 +78,31 @@ def test_stamp_changes_with_the_file(folder: str) -> None:
 
 def test_exclusive_creation_has_one_winner(folder: str) -> None:
     uri = storage.join(folder, "lease")
-    start, won = threading.Barrier(8), list[bool]()
+    assert storage.create_exclusive(uri, b"first")
+    assert not storage.create_exclusive(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
+
+
+def test_of_many_exclusive_writers_one_wins_and_the_others_know(store: Store) -> None:
+    if store.kind == "memory":
+        pytest.skip("memory:// is one process's and promises no order between threads")
+    uri, start, won = storage.join(store.uri, "lease"), threading.Barrier(8), dict[int, bool]()
 
     def contend(index: int) -> None:
         start.wait()
-        won.append(storage.create_exclusive(uri, f"writer {index}".encode()))
+        won[index] = storage.create_exclusive(uri, f"writer {index}".encode())
 
-    threads = [threading.Thread(target=contend, args=(index,)) for index in range(8 if storage.is_local(uri) else 1)]
-    if len(threads) == 1:  # memory:// promises no order between threads
-        assert storage.create_exclusive(uri, b"first")
-        assert not storage.create_exclusive(uri, b"second")
-        assert storage.read_bytes(uri) == b"first"
-        return
+    threads = [threading.Thread(target=contend, args=(index,)) for index in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert won.count(True) == 1
-    assert storage.read_bytes(uri).startswith(b"writer ")
-    assert len(list(storage.local_path(folder).iterdir())) == 1
+    (winner,) = [index for index, first in won.items() if first]
+    assert len(won) == 8
+    assert storage.read_bytes(uri) == f"writer {winner}".encode()
+    assert [info.path_relative for info in storage.list_files(store.uri)] == ["lease"]
+    if storage.is_local(store.uri):
+        assert len(list(storage.local_path(store.uri).iterdir())) == 1  # no part is left
 
 
 def test_folder_goes_up_with_the_manifest_last_and_comes_down(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +120,7 @@ def test_folder_goes_up_with_the_manifest_last_and_comes_down(folder: str, tmp_p
     assert {str(path.relative_to(down)) for path in down.rglob("*") if path.is_file()} == {"manifest.json", "z.bin", "sub/a.bin"}
     storage.remove(folder, recursive=True)
     assert storage.list_files(folder) == []
+    storage.remove(folder, recursive=True)
     with pytest.raises(FileNotFoundError):
         storage.download_folder(folder, down)
 
@@ -223,3 +234,30 @@ def test_what_will_not_get_better_is_not_tried_again(flaky: type[_Flaky]) -> Non
     with pytest.raises(FileNotFoundError):
         storage.read_bytes("flaky://bucket/x")
     assert len(flaky.failures) == 1
+
+
+def test_what_is_missing_is_said(folder: str) -> None:
+    uri = storage.join(folder, "missing")
+    for act in (
+        lambda: storage.read_bytes(uri),
+        lambda: storage.size(uri),
+        lambda: storage.read_range(uri, 0, 1),
+        lambda: storage.sha256(uri),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            act()
+        assert str(caught.value.filename).endswith("/missing")
+    with pytest.raises(BadInput, match="does not exist"):
+        storage.check_readable(folder)
+    storage.check_writable(folder)
+    assert storage.list_files(folder) == []
+
+
+def test_a_scheme_whose_package_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    remote.forget()
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(BadInput, match=r"Install s3fs.*do: pip install"):
+        storage.exists("s3://bucket/x")
