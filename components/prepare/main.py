@@ -9,7 +9,7 @@ from components import cluster
 from components.jobs import submit_and_follow
 from sr3_core import config, images, storage, tracking
 from sr3_core.artifacts.lease import lease
-from sr3_core.artifacts.shardset import MANIFEST, REJECTED, SCHEMA_VERSION, ShardSet
+from sr3_core.artifacts.shardset import MANIFEST, NEAR_DUPLICATES, REJECTED, SCHEMA_VERSION, ShardSet
 from sr3_core.config import Data, Scaling
 from sr3_core.data import reading, shards
 from sr3_core.errors import BadInput
@@ -118,6 +118,12 @@ def _counts(made: ShardSet) -> str:
         levels_text = ", ".join(f"{count} at {level}" for level, count in levels.items())
         parts.append(f"{split} {made.count(split)} ({levels_text})")
     rejected: dict[str, int] = made.manifest["rejected"]
+    tiles: dict[str, int] = made.manifest.get("refused_tiles", {})
+    if any(tiles.values()):
+        parts.append(f"left out {sum(tiles.values())} tiles ({', '.join(f'{reason} {count}' for reason, count in tiles.items())})")
+    near: dict[str, int] = made.manifest.get("near_duplicates", {})
+    if near.get("photos"):
+        parts.append(f"{near['photos']} photos in {near['groups']} groups of near-duplicates (see {NEAR_DUPLICATES})")
     if rejected:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items()))
         parts.append(f"rejected {sum(rejected.values())} ({reasons}; see {REJECTED})")
@@ -128,4 +134,6 @@ def _numbers(made: ShardSet) -> dict[str, float]:
     numbers = {f"samples/{split}/{level}": count for split, levels in made.manifest["counts"].items() for level, count in levels.items()}
     rejected = {f"rejected/{reason}": count for reason, count in made.manifest["rejected"].items()}
     size = sum(shard["bytes"] for shard in made.manifest["shards"])
-    return {**numbers, **rejected, "accepted": made.manifest["accepted"], "shards": len(made.manifest["shards"]), "bytes": size}
+    optional = {kind: made.manifest.get(kind, {}) for kind in ("refused_tiles", "near_duplicates")}
+    found = {f"{kind}/{name}": count for kind, counts in optional.items() for name, count in counts.items()}
+    return {**numbers, **rejected, **found, "accepted": made.manifest["accepted"], "shards": len(made.manifest["shards"]), "bytes": size}

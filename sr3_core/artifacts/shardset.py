@@ -3,7 +3,9 @@
 manifest.json            written last; a folder without it is no ShardSet
 <split>/NNNNNN.tar       ustar (WebDataset): <key>.<level>.<ext> for every level, <key>.json
 <split>/NNNNNN.json      the shard's entry of the manifest, written after its tar: its presence means done
-rejected.jsonl           one line for each refused input: key, uri, reason, detail
+rejected.jsonl           one line for each refused input (and each refused tile of an accepted one): key, uri, reason, detail
+renamed.jsonl            where inputs had one key: key, was, uri
+near_duplicates.jsonl    where photos look alike and near-duplicates are looked for: key, uri, split, group, nearest, distance
 """
 
 import hashlib
@@ -18,10 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sr3_core import config, images, storage
+from sr3_core.data import degrade
 from sr3_core.errors import BadInput
 
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
+RENAMED = "renamed.jsonl"
+NEAR_DUPLICATES = "near_duplicates.jsonl"
 SCHEMA_VERSION = 1
 CACHE_BYTES = 64 * 1024 * 1024
 
@@ -102,7 +107,10 @@ class ShardSet:
         return level in self._samples[split][index].members
 
     def image(self, split: str, index: int, level: int) -> NDArray[np.uint8]:
-        """(level, level, channels) uint8, read-only. Raises KeyError for a level it lacks, BadInput for a missing or changed shard."""
+        """(level, level, channels) uint8, or as ``degrade.level_size`` says for a set of whole photos; read-only.
+
+        Raises KeyError for a level it lacks, BadInput for a missing or changed shard.
+        """
         place = (split, index, level)
         with self._lock:
             if place in self._cache:
@@ -115,9 +123,11 @@ class ShardSet:
             array = images.decode(storage.read_range(shard, offset, size), channels=self.data.channels)
         except FileNotFoundError:
             raise BadInput(f"shard {shard} is missing", "every shard of the manifest", _PREPARE_AGAIN) from None
+        except PermissionError:
+            raise BadInput(f"shard {shard} may not be read", "a ShardSet you may read", "check access and credentials") from None
         except images.BadImage as error:
             raise _changed(shard, f"{sample.key} at {level}: {error}") from None
-        if array.shape[:2] != (level, level):
+        if array.shape[:2] != degrade.level_size(*sample.original_size, level, self.data):
             raise _changed(shard, f"{sample.key} at {level} is {array.shape[0]} x {array.shape[1]}")
         array.setflags(write=False)
         self._keep(place, array)

@@ -1,17 +1,17 @@
 """What becomes of each input: looked at once, accepted or rejected by reason, put into a split and a shard. Writes nothing."""
 
 import hashlib
-import itertools
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from sr3_core import images
 from sr3_core.config import Data, SplitName
-from sr3_core.data import reading
-from sr3_core.data.degrade import Crop, crops, top_level
+from sr3_core.data import near, reading
+from sr3_core.data.degrade import Crop, crops, cut, detail, top_level
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
 
@@ -34,13 +34,16 @@ class Photo:
     width: int = 0
     reason: str = ""
     detail: str = ""
+    flat: dict[str, float] = field(default_factory=dict[str, float])  # suffix of a tile below the minimum detail -> its detail
+    near_hash: str = ""  # perceptual hash, 16 hex digits, where near-duplicates are looked for
     member: str = ""  # this and ``place`` as in Example: where a container has it
     place: str = ""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A refused input and why: a line of rejected.jsonl. ``reason`` is counted, ``detail`` is for the one who mends it."""
+    """A refused input, or a refused tile of an accepted one, and why: a line of rejected.jsonl. ``reason`` is counted, ``detail`` is
+    for the one who mends it."""
 
     key: str
     uri: str
@@ -67,24 +70,74 @@ class ShardPlan:
 
 
 @dataclass(frozen=True)
+class Renamed:
+    """An input, or a sample of it, whose key another one has too, under its new key: a line of renamed.jsonl."""
+
+    key: str
+    was: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Near:
+    """A photo that looks like another of its ``group`` (the group's first key): a line of near_duplicates.jsonl.
+
+    ``distance`` is to ``nearest``, in bits of the perceptual hash; ``split`` None for a photo that was rejected for it.
+    """
+
+    key: str
+    uri: str
+    split: SplitName | None
+    group: str
+    nearest: str
+    distance: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that is to be written, a function of the photos and the section alone."""
 
     shards: tuple[ShardPlan, ...]
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[Rejected, ...]  # inputs
     accepted: int  # photos
+    flat: tuple[Rejected, ...] = ()  # tiles of accepted photos
+    near: tuple[Near, ...] = ()
+    renamed: tuple[Renamed, ...] = ()  # samples
 
 
-def refuse_equal_keys(examples: Iterable[Example]) -> list[Example]:
-    """The examples sorted by key; BadInput when there is none or when two have one key."""
+def distinct_keys(examples: Iterable[Example]) -> tuple[list[Example], list[Renamed]]:
+    """The examples sorted by key, each with a key of its own, and those whose key is new.
+
+    Inputs of one key get their file's ending after it (``a.jpg`` and ``a.png``), or where that does not tell them apart 8 hex digits of
+    the hash of what differs in their URIs. BadInput when there is no example, or one input is listed twice.
+    """
     ordered = sorted(examples, key=lambda example: (example.key, example.uri))
     if not ordered:
         raise BadInput("a source without photos", "at least one", "check data.options")
-    for first, second in itertools.pairwise(ordered):
-        if first.key == second.key:
-            got = f"two inputs with one key {first.key!r}: {first.uri} and {second.uri}"
-            raise BadInput(got, "a key for each input", "rename or remove one of them")
-    return ordered
+    together: dict[str, list[Example]] = {}
+    for example in ordered:
+        together.setdefault(example.key, []).append(example)
+    taken = set(together)
+    made: list[Example] = []
+    renamed: list[Renamed] = []
+    for key, same in together.items():
+        if len(same) == 1:
+            made += same
+            continue
+        uris = [example.uri for example in same]
+        if len(set(uris)) < len(uris):
+            got = f"two inputs with one key {key!r} and one location {next(uri for uri in uris if uris.count(uri) > 1)}"
+            raise BadInput(got, "every input once", "mend data.options or the source")
+        shared = len(os.path.commonprefix(uris))  # noqa: RUF071 - text to leave out, not a path
+        keys = [key + os.path.splitext(uri)[1] for uri in uris]
+        if len(set(keys)) < len(keys) or taken & set(keys):
+            keys = [f"{key}-{_digest(uri[shared:])}" for uri in uris]
+        if len(set(keys)) < len(keys) or taken & set(keys):
+            raise BadInput(f"inputs with one key {key!r}: {' and '.join(uris[:2])}", "a key for each input", "rename one of them")
+        taken |= set(keys)
+        made += [replace(example, key=new) for example, new in zip(same, keys, strict=True)]
+        renamed += [Renamed(new, key, example.uri) for example, new in zip(same, keys, strict=True)]
+    return sorted(made, key=lambda example: example.key), renamed
 
 
 def inspect(example: Example, data: Data) -> Photo:
@@ -107,36 +160,54 @@ def inspect(example: Example, data: Data) -> Photo:
         return _refused(photo, "no read permission", error.strerror or str(error))
     except images.BadImage as error:
         return _refused(photo, error.reason, error.detail)
-    digest = hashlib.sha256(content).hexdigest()
-    return replace(photo, content_hash=digest, height=array.shape[0], width=array.shape[1])
+    flat: dict[str, float] = {}
+    if data.tiles.min_detail > 0:
+        measured = {crop.suffix: detail(cut(array, crop)) for crop in crops(array.shape[0], array.shape[1], data)}
+        flat = {suffix: round(value, 3) for suffix, value in measured.items() if value < data.tiles.min_detail}
+    return replace(
+        photo,
+        content_hash=hashlib.sha256(content).hexdigest(),
+        height=array.shape[0],
+        width=array.shape[1],
+        flat=flat,
+        near_hash="" if data.near_duplicates is None else images.perceptual_hash(array),
+    )
 
 
 def make(photos: Sequence[Photo], data: Data) -> Plan:
     """Splits and shards for ``photos``, which are sorted by key.
 
-    A split published by the source is kept; an exact copy of a held-out photo in a less held-out split is rejected there. By content
-    hash, equal files have equal splits; a split short of its minimum takes photos from the one with most to spare, by hash order.
-    Raises BadInput when two safe keys meet or a published split is asked for and not there. Limits are ``refuse_too_few``'s.
+    A split published by the source is kept; an exact or near copy of a held-out photo in a less held-out split is rejected there. By
+    content hash, equal files have equal splits; a split short of its minimum takes photos from the one with most to spare, by hash order.
+    Raises BadInput when a published split is asked for and not there. Limits are ``refuse_too_few``'s.
     """
     rejected = [_as_rejected(photo) for photo in photos if photo.reason]
     good = [photo for photo in photos if not photo.reason]
+    pairs = near.close_pairs((int(photo.near_hash, 16) for photo in good), data.near_duplicates) if data.near_duplicates is not None else {}
     published = data.split.by == "published" or (data.split.by == "auto" and all(photo.split is not None for photo in good))
-    splits = _published(good, rejected) if published else _by_content_hash(good, data)
+    splits = _published(good, pairs, rejected) if published else _by_content_hash(good, pairs, data)
     accepted: dict[SplitName, list[Photo]] = {split: [] for split in SPLITS}
+    flat: list[Rejected] = []
     for photo in good:
         split = splits.get(photo.key)
         if split is None:
             continue
-        if _fits(photo, split, data):
-            accepted[split].append(photo)
-        else:
+        tiles = crops(photo.height, photo.width, data) if photo.flat else []
+        if not _fits(photo, split, data):
             need = max(data.required(split))
-            detail = f"{photo.width} x {photo.height}; {split} needs {need} x {need}"
-            rejected.append(Rejected(photo.key, photo.uri, "too small", detail))
-    shards = tuple(shard for split in SPLITS for shard in _shards(split, accepted[split], data))
-    _refuse_equal_safe_keys(shards)
+            text = f"{photo.width} x {photo.height}; {split} needs {need} x {need}"
+            rejected.append(Rejected(photo.key, photo.uri, "too small", text))
+        elif tiles and len(photo.flat) == len(tiles):
+            text = f"all {len(tiles)} tiles; the most detailed has {max(photo.flat.values())}, at least {data.tiles.min_detail:g}"
+            rejected.append(Rejected(photo.key, photo.uri, "flat photo", text))
+        else:
+            accepted[split].append(photo)
+            least = f"at least {data.tiles.min_detail:g}, data.tiles.min_detail"
+            flat += [Rejected(photo.key + tile, photo.uri, "flat tile", f"{value}; {least}") for tile, value in photo.flat.items()]
+    shards, renamed = _shards(accepted, data)
     rejected.sort(key=lambda item: item.key)
-    return Plan(shards, tuple(rejected), sum(map(len, accepted.values())))
+    alike = _near(good, pairs, splits) if data.near_duplicates is not None else ()
+    return Plan(shards, tuple(rejected), sum(map(len, accepted.values())), tuple(flat), alike, renamed)
 
 
 def refuse_too_few(plan: Plan, data: Data, listed_at: str) -> None:
@@ -178,8 +249,11 @@ def safe_key(key: str) -> str:
     if SAFE_KEY.fullmatch(key):
         return key
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", key)[-_SLUG_CHARACTERS:].strip("-")
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return f"{slug}-{digest}" if slug else digest
+    return f"{slug}-{_digest(key)}" if slug else _digest(key)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def _refused(photo: Photo, reason: str, detail: str) -> Photo:
@@ -194,9 +268,8 @@ def _fits(photo: Photo, split: SplitName, data: Data) -> bool:
     return min(photo.height, photo.width) >= max(data.required(split))
 
 
-def _published(photos: Sequence[Photo], rejected: list[Rejected]) -> dict[str, SplitName]:
-    """Split by key; copies that would cross are added to ``rejected`` and left out."""
-    holder: dict[str, Photo] = {}  # content -> the most held-out photo that has it
+def _published(photos: Sequence[Photo], pairs: Mapping[tuple[int, int], int], rejected: list[Rejected]) -> dict[str, SplitName]:
+    """Split by key; exact and near copies that would cross are added to ``rejected`` and left out."""
     for photo in photos:
         if photo.split is None:
             got = f"{photo.uri} has no published split"
@@ -205,25 +278,46 @@ def _published(photos: Sequence[Photo], rejected: list[Rejected]) -> dict[str, S
                 f"a split of {', '.join(SPLITS)} for each photo",
                 "set data.split.by=content_hash (or auto), or sort the photos into such folders",
             )
-        other = holder.get(photo.content_hash)
-        if other is None or SPLITS.index(photo.split) > SPLITS.index(cast(SplitName, other.split)):
-            holder[photo.content_hash] = photo
+    copies = _most_held_out((photo.content_hash, photo) for photo in photos)
+    looks = _most_held_out((int(photo.near_hash, 16), photo) for photo in photos if photo.near_hash)
+    alike = dict(looks)
+    for first, second in pairs:
+        for one, other in ((first, second), (second, first)):
+            if _rank(looks[other]) > _rank(alike[one]):
+                alike[one] = looks[other]
     splits: dict[str, SplitName] = {}
     for photo in photos:
-        other = holder[photo.content_hash]
-        if photo.split == other.split:
-            splits[photo.key] = cast(SplitName, photo.split)
+        copy = copies[photo.content_hash]
+        lookalike = alike[int(photo.near_hash, 16)] if photo.near_hash else photo
+        if _rank(photo) < _rank(copy):
+            rejected.append(Rejected(photo.key, photo.uri, "copy of a held-out photo", f"equal to {copy.key} of split {copy.split}"))
+        elif _rank(photo) < _rank(lookalike):
+            text = f"looks like {lookalike.key} of split {lookalike.split}"
+            rejected.append(Rejected(photo.key, photo.uri, "near copy of a held-out photo", text))
         else:
-            rejected.append(Rejected(photo.key, photo.uri, "copy of a held-out photo", f"equal to {other.key} of split {other.split}"))
+            splits[photo.key] = cast(SplitName, photo.split)
     return splits
 
 
-def _by_content_hash(photos: Sequence[Photo], data: Data) -> dict[str, SplitName]:
+def _rank(photo: Photo) -> int:
+    return SPLITS.index(cast(SplitName, photo.split))
+
+
+def _most_held_out(photos: Iterable[tuple[Any, Photo]]) -> dict[Any, Photo]:
+    """What photos may share -> the most held-out one that has it, the first of several."""
+    holder: dict[Any, Photo] = {}
+    for shared, photo in photos:
+        if shared not in holder or _rank(photo) > _rank(holder[shared]):
+            holder[shared] = photo
+    return holder
+
+
+def _by_content_hash(photos: Sequence[Photo], pairs: Mapping[tuple[int, int], int], data: Data) -> dict[str, SplitName]:
     """Split by key. The hash as a number in [0, 1): the lowest share is test, the next val, the rest train.
 
-    What must not be parted - equal contents, and photos that their source says show one scene - goes by its smallest hash.
+    What must not be parted - equal contents, near copies, and photos that their source says show one scene - goes by its smallest hash.
     """
-    groups = _inseparable(photos)
+    groups = _inseparable(photos, pairs)
     ordered = sorted(groups)
     where: dict[str, SplitName] = {}
     for content in ordered:
@@ -252,40 +346,71 @@ def _by_content_hash(photos: Sequence[Photo], data: Data) -> dict[str, SplitName
     return {photo.key: where[content] for content, together in groups.items() for photo in together}
 
 
-def _inseparable(photos: Sequence[Photo]) -> dict[str, list[Photo]]:
-    """Photos that share a content or a ``group`` attribute, by the smallest content hash among them."""
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            name = parent[name]
-        return name
-
-    for photo in photos:
-        if "group" in photo.attributes:
-            parent[root(f"group {photo.attributes['group']}")] = root(photo.content_hash)
+def _inseparable(photos: Sequence[Photo], pairs: Mapping[tuple[int, int], int]) -> dict[str, list[Photo]]:
+    """Photos that share a content, a look or a ``group`` attribute, by the smallest content hash among them."""
+    links = [(photo.content_hash, f"group {photo.attributes['group']}") for photo in photos if "group" in photo.attributes]
+    links += [(photo.content_hash, f"look {int(photo.near_hash, 16)}") for photo in photos if photo.near_hash]
+    links += [(f"look {first}", f"look {second}") for first, second in pairs]
+    representative = near.joined([*((photo.content_hash,) for photo in photos), *links])
     together: dict[str, list[Photo]] = {}
     for photo in photos:
-        together.setdefault(root(photo.content_hash), []).append(photo)
+        together.setdefault(representative[photo.content_hash], []).append(photo)
     return {min(photo.content_hash for photo in members): members for members in together.values()}
 
 
-def _shards(split: SplitName, photos: Sequence[Photo], data: Data) -> list[ShardPlan]:
-    samples = [
-        Sample(safe_key(photo.key) + crop.suffix, photo, crop) for photo in photos for crop in crops(photo.height, photo.width, data)
-    ]
-    starts = range(0, len(samples), data.shard_samples)
-    return [
-        ShardPlan(f"{split}/{number:06d}.tar", split, tuple(samples[start : start + data.shard_samples]))
-        for number, start in enumerate(starts)
-    ]
+def _near(photos: Sequence[Photo], pairs: Mapping[tuple[int, int], int], splits: Mapping[str, SplitName]) -> tuple[Near, ...]:
+    """Every photo that looks like one of another content, by group."""
+    looks: dict[int, dict[str, Photo]] = {}  # hash -> content -> its first photo
+    for photo in photos:
+        looks.setdefault(int(photo.near_hash, 16), {}).setdefault(photo.content_hash, photo)
+    group_of = near.joined([*((look,) for look in looks), *pairs])
+    first: dict[int, str] = {}
+    for look, contents in looks.items():
+        keys = [photo.key for photo in contents.values()]
+        first[group_of[look]] = min([*keys, first[group_of[look]]] if group_of[look] in first else keys)
+    closest = near.nearest(pairs)
+    found: list[Near] = []
+    for look, contents in looks.items():
+        for photo in contents.values():
+            others = [other.key for other in contents.values() if other is not photo]
+            if others:
+                distance, nearest = 0, others[0]
+            elif look in closest:
+                distance, nearest = closest[look][0], next(iter(looks[closest[look][1]].values())).key
+            else:
+                continue
+            found.append(Near(photo.key, photo.uri, splits.get(photo.key), first[group_of[look]], nearest, distance))
+    return tuple(sorted(found, key=lambda item: (item.group, item.key)))
 
 
-def _refuse_equal_safe_keys(shards: Sequence[ShardPlan]) -> None:
-    seen: dict[str, str] = {}
-    for shard in shards:
-        for sample in shard.samples:
-            if sample.key in seen:
-                got = f"inputs {seen[sample.key]!r} and {sample.photo.key!r} would both become {sample.key!r}"
-                raise BadInput(got, "a key for each input", "rename one of them")
-            seen[sample.key] = sample.photo.key
+def _shards(accepted: Mapping[SplitName, Sequence[Photo]], data: Data) -> tuple[tuple[ShardPlan, ...], tuple[Renamed, ...]]:
+    samples = {
+        split: [
+            Sample(safe_key(photo.key) + crop.suffix, photo, crop)
+            for photo in photos
+            for crop in crops(photo.height, photo.width, data)
+            if crop.suffix not in photo.flat
+        ]
+        for split, photos in accepted.items()
+    }
+    counts = Counter(sample.key for some in samples.values() for sample in some)
+    renamed: list[Renamed] = []
+    shards: list[ShardPlan] = []
+    for split in SPLITS:
+        some = samples[split]
+        own: list[Sample] = []
+        for sample in some:
+            key = sample.key
+            if counts[key] > 1:  # two inputs became one name, or a photo is named as another's tile
+                key = f"{key[:_SLUG_CHARACTERS]}-{_digest(sample.photo.key + chr(0) + sample.crop.suffix)}"
+                if key in counts:
+                    got = f"inputs that would become {sample.key!r}, {sample.photo.key!r} among them, and another {key!r}"
+                    raise BadInput(got, "a key for each input", "rename one of them")
+                counts[key] += 1
+                renamed.append(Renamed(key, sample.key, sample.photo.uri))
+            own.append(replace(sample, key=key))
+        shards += [
+            ShardPlan(f"{split}/{number:06d}.tar", split, tuple(own[start : start + data.shard_samples]))
+            for number, start in enumerate(range(0, len(own), data.shard_samples))
+        ]
+    return tuple(shards), tuple(renamed)

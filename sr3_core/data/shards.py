@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sr3_core import config, images, storage
+from sr3_core import config, images, seeds, storage
 from sr3_core.artifacts.lease import Lease
-from sr3_core.artifacts.shardset import MANIFEST, REJECTED, SCHEMA_VERSION, ShardSet, verify_shard
+from sr3_core.artifacts.shardset import MANIFEST, NEAR_DUPLICATES, REJECTED, RENAMED, SCHEMA_VERSION, ShardSet, verify_shard
 from sr3_core.config import Data
 from sr3_core.data import degrade, plan, reading
 from sr3_core.data.sources._base import Example
@@ -70,11 +70,15 @@ def build(
     cannot be used (``plan.make``, ``plan.refuse_too_few``); then there is no manifest, and rejected.jsonl names each refused input.
     """
     storage.remove_parts(uri)
-    photos = _inspected(uri, data, plan.refuse_equal_keys(examples), mapper)
+    named, renamed = plan.distinct_keys(examples)
+    if data.near_duplicates is not None:
+        images.check_perceptual_hash()
+    photos = _inspected(uri, data, named, mapper)
     try:
         made = plan.make(photos, data)
-        lines = "".join(json.dumps(asdict(item), sort_keys=True) + "\n" for item in made.rejected)
-        storage.write_bytes(storage.join(uri, REJECTED), lines.encode())
+        storage.write_bytes(storage.join(uri, REJECTED), _lines([*made.rejected, *made.flat]))
+        _list(uri, RENAMED, [*renamed, *made.renamed], "inputs had the key of another and have a new one")
+        _list(uri, NEAR_DUPLICATES, made.near, "photos look like another one")
         plan.refuse_too_few(made, data, storage.join(uri, REJECTED))
         entries = _entries(uri, data, made, mapper)
     except BadInput:
@@ -115,6 +119,20 @@ def make_shard(task: ShardTask) -> tuple[dict[str, Any], bool]:
     return entry, False
 
 
+def _lines(items: Iterable[Any]) -> bytes:
+    return "".join(json.dumps(asdict(item), sort_keys=True) + "\n" for item in items).encode()
+
+
+def _list(uri: str, name: str, items: Sequence[Any], what: str) -> None:
+    """Write ``items`` to the file ``name`` and say so; without items there is no such file."""
+    where = storage.join(uri, name)
+    if items:
+        storage.write_bytes(where, _lines(items))
+        say(ROOM, f"{len(items)} {what}; each is named in {where}")
+    else:
+        storage.remove(where)
+
+
 def _inspected(uri: str, data: Data, examples: Sequence[Example], mapper: Mapper) -> list[plan.Photo]:
     kept = storage.join(uri, INSPECTED)
     if storage.exists(kept):
@@ -126,7 +144,7 @@ def _inspected(uri: str, data: Data, examples: Sequence[Example], mapper: Mapper
     with Progress(ROOM, "inspect", total=len(examples), unit="photos") as progress:
         found = mapper(inspect_all, tasks, lambda task, photos: progress.advance(len(photos)))
     photos = [photo for group in found for photo in group]
-    storage.write_bytes(kept, "".join(json.dumps(asdict(photo), sort_keys=True) + "\n" for photo in photos).encode())
+    storage.write_bytes(kept, _lines(photos))
     return photos
 
 
@@ -160,7 +178,7 @@ def _write_tar(local: Path, task: ShardTask) -> list[dict[str, Any]]:
         for sample in task.shard.samples:
             if before is None or before[0] != sample.photo.uri:
                 before = (sample.photo.uri, _unchanged(sample.photo, task.data))
-            files = _files(sample, before[1], task.data)
+            files, drawn = _files(sample, before[1], task)
             levels: dict[str, list[Any]] = {}
             for level, (extension, content) in files.items():
                 levels[str(level)] = [_add(tar, f"{sample.key}.{level}.{extension}", content), len(content), extension]
@@ -174,27 +192,41 @@ def _write_tar(local: Path, task: ShardTask) -> list[dict[str, Any]]:
                 "group": str(sample.photo.attributes.get("group", sample.photo.content_hash)),
             }
             crop = [sample.crop.top, sample.crop.left, sample.crop.height, sample.crop.width]
-            described = {**member, "crop": crop, "attributes": sample.photo.attributes, "levels": sorted(files)}
+            described = {**member, "crop": crop, "attributes": sample.photo.attributes, "levels": sorted(files), **drawn}
             _add(tar, f"{sample.key}.json", storage.json_bytes(described))
             members.append(member)
     return members
 
 
-def _files(sample: plan.Sample, source: bytes, data: Data) -> dict[int, tuple[str, bytes]]:
-    """Level -> (extension, file). The source's own bytes where they are the level already; JPEG for the largest level alone."""
+def _files(sample: plan.Sample, source: bytes, task: ShardTask) -> tuple[dict[int, tuple[str, bytes]], dict[str, Any]]:
+    """Level -> (extension, file). The source's own bytes where they are the level already; JPEG for the largest level alone.
+
+    With ``data.corruption`` the lowest image of a held-out sample is corrupted by draws from its key, which are the second result; a
+    training sample keeps the plain one, since the loader draws anew for every sample of the stream.
+    """
+    data = task.data
     header = images.header(source)
     photo = images.decode(source, channels=data.channels)
     files: dict[int, tuple[str, bytes]] = {}
-    for level, pixels in degrade.pyramid(photo, sample.crop, data).items():
+    drawn: dict[str, Any] = {}
+    made = dict(degrade.pyramid(photo, sample.crop, data))
+    whole = {level for level, pixels in made.items() if (header.height, header.width) == pixels.shape[:2]}
+    lowest = data.levels[0]
+    if data.corruption is not None and task.shard.split != "train" and len(made) > 1:
+        random = seeds.generator(0, "degrade", seeds.from_key(sample.key))
+        size, above = made[lowest].shape[:2], made[data.levels[1]]
+        made[lowest], drawn["corruption"] = degrade.corrupted(above, size, data.degradation, data.corruption, random)
+        whole.discard(lowest)
+    for level, pixels in made.items():
         largest = level == data.levels[-1]
-        whole = (header.height, header.width) == (level, level) and header.upright and header.frames == 1
         same_mode = header.mode == ("RGB" if data.channels == 3 else "L")
         format: images.Format = data.codec.format if largest else "png"
-        if whole and same_mode and (header.format == "PNG" or (largest and header.format == "JPEG")):
+        passes = level in whole and header.upright and header.frames == 1 and same_mode
+        if passes and (header.format == "PNG" or (largest and header.format == "JPEG")):
             files[level] = ("png" if header.format == "PNG" else "jpg", source)
         else:
             files[level] = (images.EXTENSIONS[format], images.encode(pixels, format, data.codec.quality))
-    return dict(sorted(files.items()))
+    return dict(sorted(files.items())), drawn
 
 
 def _unchanged(photo: plan.Photo, data: Data) -> bytes:
@@ -222,7 +254,13 @@ def _manifest(data: Data, made: plan.Plan, entries: Sequence[dict[str, Any]], fi
         for member in entry["members"]:
             for level in member["levels"]:
                 counts[entry["split"]][level] += 1
+    # said only by sets that ask for it, so that the others keep their bytes
+    tiles = {"refused_tiles": {"flat tile": len(made.flat)}} if data.tiles.min_detail > 0 else {}
+    groups = len({item.group for item in made.near})
+    near = {} if data.near_duplicates is None else {"near_duplicates": {"photos": len(made.near), "groups": groups}}
     return {
+        **tiles,
+        **near,
         "schema": SCHEMA_VERSION,
         "section": data.model_dump(mode="json"),
         "fingerprint": fingerprint,

@@ -278,10 +278,48 @@ def test_required_levels_are_per_split(tmp_path: Path) -> None:
         made.image("test", 0, 32)
 
 
-def test_two_inputs_with_one_key(source: Path, tmp_path: Path) -> None:
+def test_two_inputs_with_one_key_get_two(source: Path, tmp_path: Path) -> None:
     (source / "00.jpg").write_bytes(images.encode(photo(70), "jpeg"))
-    with pytest.raises(BadInput, match=r"two inputs with one key '00': .*00.jpg and .*00.png"):
-        build(source, tmp_path / "out")
+    made = build(source, tmp_path / "out")
+    sources = {made.sample(split, index).source for split in ("train", "val", "test") for index in range(made.count(split))}
+    assert {"00.jpg", "00.png", "01"} <= sources and len(sources) == 13
+    lines = [json.loads(line) for line in (tmp_path / "out" / "renamed.jsonl").read_text().splitlines()]
+    assert lines == [{"key": f"00.{end}", "was": "00", "uri": str(source / f"00.{end}")} for end in ("jpg", "png")]
+    (source / "00.jpg").unlink()
+    build(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "renamed.jsonl").exists()
+
+
+def test_keys_that_endings_do_not_tell_apart() -> None:
+    """Where the source lies does not show in the keys; a file named as the new key would be keeps its name."""
+    found: list[dict[str, str]] = []
+    for root in ("/a", "/elsewhere/b"):
+        given = {"/1/x.png": "x", "/2/x.png": "x", "/y.jpg": "y", "/y.png": "y", "/y.png.png": "y.png"}
+        named, renamed = plan.distinct_keys(Example(key, root + uri) for uri, key in given.items())
+        assert len({example.key for example in named}) == 5 and len(renamed) == 4
+        found.append({example.uri.removeprefix(root): example.key for example in named})
+    assert found[0] == found[1]
+    assert found[0]["/y.png.png"] == "y.png"
+    with pytest.raises(BadInput, match=r"two inputs with one key 'x' and one location /a/x\.png"):
+        plan.distinct_keys([Example("x", "/a/x.png"), Example("x", "/a/x.png")])
+
+
+def test_a_photo_named_as_the_tile_of_another_gets_another_name(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for index, (name, size) in enumerate(
+        {"wide": (32, 64), plan.safe_key("a b"): (32, 32), "wide-t0x0": (32, 32), "a b": (32, 32)}.items()
+    ):
+        (root / f"{name}.png").write_bytes(images.encode(photo(index, size)))
+    (root / "wide-t0x0-t0x0.png").write_bytes(images.encode(photo(9, (32, 32))))
+    made = [build(root, tmp_path / name, fit="tiles", split={"minimum": {"train": 1}}) for name in ("out", "again")]
+    keys = [key for split in ("train", "val", "test") for key in made[0].keys(split)]
+    assert len(set(keys)) == len(keys) == 6
+    assert all(plan.SAFE_KEY.fullmatch(key) for key in keys)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "renamed.jsonl").read_text().splitlines()]
+    assert {line["was"] for line in lines} == {plan.safe_key("a b") + "-t0x0"}
+    assert {line["key"] for line in lines} <= set(keys) and len(lines) == 2
+    assert made[0].manifest_sha256 == made[1].manifest_sha256
 
 
 HARD = ["a b", "100%", "#1", "Grüße", "a.b.c", "x/y.z", "日本", "-", "A" * 200, "a.b", "a/b", "a_b", "a-b"]
