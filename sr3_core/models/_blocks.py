@@ -11,6 +11,7 @@ from sr3_core.errors import BadInput
 
 Resample = Literal["up", "down"]
 NoiseConditioning = Literal["additive", "affine", "instance_norm"]
+Shortcut = Literal["conv", "linear"]
 
 
 class NoiseEmbedding(nn.Module):
@@ -92,7 +93,8 @@ class ResidualBlock(nn.Module):
         groups: int | None,
         dropout: float,
         skip_scale: float,
-        shortcut: nn.Module,
+        shortcut: Shortcut,
+        shortcut_always: bool,
         resample: Resample | None = None,
     ) -> None:
         super().__init__()
@@ -101,7 +103,7 @@ class ResidualBlock(nn.Module):
         self.condition = Conditioning(channels_out, width, kind=conditioning, groups=groups, activation=activation)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zero(nn.Conv2d(channels_out, channels_out, 3, padding=1))
-        self.shortcut = shortcut
+        self.shortcut = make_shortcut(channels_in, channels_out, shortcut, always=shortcut_always)
         self.skip_scale = skip_scale
         self.resample: Resample | None = resample
 
@@ -131,7 +133,8 @@ class DeepResidualBlock(nn.Module):
         groups: int | None,
         dropout: float,
         skip_scale: float,
-        shortcut: nn.Module,
+        shortcut: Shortcut,
+        shortcut_always: bool,
         resample: Resample | None = None,
     ) -> None:
         super().__init__()
@@ -144,7 +147,7 @@ class DeepResidualBlock(nn.Module):
         self.condition_out = Conditioning(inner, width, kind=conditioning, groups=groups, activation=activation)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zero(nn.Conv2d(inner, channels_out, 1))
-        self.shortcut = shortcut
+        self.shortcut = make_shortcut(channels_in, channels_out, shortcut, always=shortcut_always)
         self.skip_scale = skip_scale
         self.resample: Resample | None = resample
 
@@ -163,6 +166,13 @@ class LinearShortcut(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def make_shortcut(channels_in: int, channels_out: int, kind: Shortcut, *, always: bool) -> nn.Module:
+    """The map beside a residual block: the identity where the channels agree, unless ``always``."""
+    if channels_in == channels_out and not always:
+        return nn.Identity()
+    return LinearShortcut(channels_in, channels_out) if kind == "linear" else nn.Conv2d(channels_in, channels_out, 1)
 
 
 class ResampleBeside(nn.Module):

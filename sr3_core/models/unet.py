@@ -18,12 +18,12 @@ from sr3_core.errors import BadInput
 from sr3_core.models._blocks import (
     Attention,
     DeepResidualBlock,
-    LinearShortcut,
     NoiseConditioning,
     NoiseEmbedding,
     Resample,
     ResampleBeside,
     ResidualBlock,
+    Shortcut,
     attention_too_large,
     group_norm,
     padded,
@@ -69,7 +69,7 @@ class Options(Section):
     resampler: Literal["pool", "conv"] | None = None
     skip_scale: float = Field(default=1.0 / math.sqrt(2.0), gt=0, le=1)
     concat_scale: float = Field(default=1.0, gt=0, le=1)
-    shortcut: Literal["conv", "linear"] = "conv"
+    shortcut: Shortcut = "conv"
     shortcut_always: bool = False
     norm_groups: int | None = Field(default=None, ge=1)
     noise_conditioning: NoiseConditioning = "additive"
@@ -274,17 +274,14 @@ class _Factory:
 
     def block(self, channels_in: int, channels_out: int, resample: Resample | None = None) -> nn.Module:
         options = self.options
-        shortcut: nn.Module = nn.Identity()
-        if channels_in != channels_out or options.shortcut_always:
-            linear = options.shortcut == "linear"
-            shortcut = LinearShortcut(channels_in, channels_out) if linear else nn.Conv2d(channels_in, channels_out, 1)
         shared: dict[str, Any] = {
             "conditioning": options.noise_conditioning,
             "activation": options.embedding_activation,
             "groups": options.norm_groups,
             "dropout": options.dropout,
             "skip_scale": options.skip_scale,
-            "shortcut": shortcut,
+            "shortcut": options.shortcut,
+            "shortcut_always": options.shortcut_always,
             "resample": resample,
         }
         if options.block_style == "biggan_deep":
