@@ -192,6 +192,17 @@ def test_augmentation_is_for_training_alone() -> None:
         objective("diffusion", options, low=None)
 
 
+def test_dream_s_first_pass_leaves_the_gradient_of_the_second_in_half_precision() -> None:
+    """Autocast keeps weights it has cast; those of a pass without gradient must not serve the pass with one."""
+    made = objective("diffusion", {"loss": "l2", "dream": 1.0})
+    players = made.players()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = made.loss("denoiser", players, batch(0, 4))
+    loss.backward()
+    last = players["denoiser"].get_submodule("conv_out").weight.grad  # all that learns in the first step: it starts at zero
+    assert last is not None and torch.isfinite(last).all() and last.abs().max() > 0
+
+
 def test_dream_trains_on_the_network_s_own_error() -> None:
     """The corrected sample and target, written out: with p = 1 the noise becomes eps + sqrt(1 - gamma) (eps - its estimate)."""
     made = objective("diffusion", {"loss": "l2", "dream": 1.0})
