@@ -38,6 +38,20 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # Fields added after ShardSets had been made: left out of the JSON while they have their defaults, so that those keep name and bytes.
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if not self.LATER:
+            return values
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in self.LATER or getattr(self, name) != type(self).model_fields[name].get_default()
+        }
+
     def canonical_json(self) -> str:
         """The section as one JSON string with sorted keys: what travels to a room and what a fingerprint hashes."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -66,10 +80,23 @@ class Split(Section):
 
 
 class Codec(Section):
-    """How a level is stored. A low image is always lossless; JPEG is for the largest level alone."""
+    """How a level is stored. A low image is always lossless; JPEG is for the largest level alone, the others are then PNG.
 
-    format: Literal["png", "jpeg"] = "png"
+    ``png`` and ``webp`` (smaller) are lossless. What PNG cannot hold (2 channels, more than 4, 16 bits of more than 1) is stored in numpy's
+    format. ``min_psnr``: the quality of a JPEG is raised until it decodes to so many dB at least; PNG where 100 does not reach them.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("min_psnr",)
+
+    format: Literal["png", "webp", "jpeg"] = "png"
     quality: int = Field(default=95, ge=1, le=100)
+    min_psnr: float | None = Field(default=None, gt=0, le=100)
+
+    @model_validator(mode="after")
+    def _floor_is_for_jpeg(self) -> "Codec":
+        if self.min_psnr is not None and self.format != "jpeg":
+            raise ValueError(f"min_psnr is for format 'jpeg', but format is {self.format!r}, which is lossless")
+        return self
 
 
 def _ascending(value: tuple[float, float]) -> tuple[float, float]:
@@ -157,11 +184,12 @@ class Data(Section):
 
     ``fit``: the centre square (crop), all of the photo as a square (resize), every tile of it (tiles), or the photo at its own size
     and shape (keep), where levels say the ratios between the sizes and the least short side.
+    ``bits`` of a channel: 8, or 16, of which every input must have as many. ``channels``: 1 is grey, 3 is RGB, 4 is RGB with an alpha that
+    is data; any other number is of arrays in numpy's format.
     ``near_duplicates``: photos whose 64-bit perceptual hashes differ in at most so many bits never cross splits; None: not looked for.
     """
 
-    # Added after ShardSets had been made: left out of the JSON while they have their defaults, so that those keep name and bytes.
-    LATER: ClassVar[tuple[str, ...]] = ("tiles", "corruption", "near_duplicates")
+    LATER: ClassVar[tuple[str, ...]] = ("tiles", "corruption", "near_duplicates", "bits")
 
     source: str
     options: dict[str, Any] = {}
@@ -175,6 +203,7 @@ class Data(Section):
     near_duplicates: int | None = Field(default=None, ge=0, le=16)
     codec: Codec = Codec()
     channels: int = Field(default=3, ge=1, le=64)
+    bits: Literal[8, 16] = 8
     shard_samples: int = Field(default=8, ge=1)
     max_rejected_share: float = Field(default=0.2, ge=0, le=1)
 
@@ -195,16 +224,18 @@ class Data(Section):
             raise ValueError("corruption makes a low image of the next larger level, but there is one level")
         if self.corruption is not None and self.corruption.jpeg is not None and self.channels not in (1, 3):
             raise ValueError(f"corruption.jpeg takes 1 or 3 channels, but channels is {self.channels}")
+        if self.corruption is not None and self.corruption.jpeg is not None and self.bits != 8:
+            raise ValueError(f"corruption.jpeg takes 8 bits, but bits is {self.bits}")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        return {
-            name: value
-            for name, value in values.items()
-            if name not in self.LATER or getattr(self, name) != type(self).model_fields[name].get_default()
-        }
+    @model_validator(mode="after")
+    def _codec_holds_them(self) -> "Data":
+        held = {"jpeg": (1, 3), "webp": (1, 3, 4)}.get(self.codec.format)
+        if held is not None and (self.bits != 8 or self.channels not in held):
+            what = f"{self.channels} channels of {self.bits} bits"
+            allowed = f"8 bits of {' or '.join(map(str, held))} channels"
+            raise ValueError(f"codec.format {self.codec.format!r} takes {allowed}, not {what}: take png")
+        return self
 
     def required(self, split: str) -> tuple[int, ...]:
         """Levels that every sample of ``split`` must have; all of them unless the recipe says otherwise."""

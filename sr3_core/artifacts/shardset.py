@@ -16,9 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sr3_core import config, images, storage
 from sr3_core.data import degrade
 from sr3_core.errors import BadInput
@@ -58,7 +55,7 @@ class ShardSet:
         self._samples: dict[str, list[SampleRecord]] = {split: [] for split in config.SPLITS}
         for shard in manifest["shards"]:
             self._samples[shard["split"]].extend(_record(shard, member) for member in shard["members"])
-        self._cache: OrderedDict[tuple[str, int, int], NDArray[np.uint8]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int, int], images.Array] = OrderedDict()
         self._cache_bytes, self._cached = cache_bytes, 0
         self._lock = threading.Lock()
 
@@ -106,8 +103,8 @@ class ShardSet:
         """Whether the sample has that level of the pyramid."""
         return level in self._samples[split][index].members
 
-    def image(self, split: str, index: int, level: int) -> NDArray[np.uint8]:
-        """(level, level, channels) uint8, or as ``degrade.level_size`` says for a set of whole photos; read-only.
+    def image(self, split: str, index: int, level: int) -> images.Array:
+        """(level, level, channels) uint8, uint16 for a set of 16 bits; read-only. Whole photos: the size of ``degrade.level_size``.
 
         Raises KeyError for a level it lacks, BadInput for a missing or changed shard.
         """
@@ -120,7 +117,7 @@ class ShardSet:
         offset, size, _ = sample.members[level]
         shard = storage.join(self.uri, sample.shard)
         try:
-            array = images.decode(storage.read_range(shard, offset, size), channels=self.data.channels)
+            array = images.decode(storage.read_range(shard, offset, size), channels=self.data.channels, bits=self.data.bits)
         except FileNotFoundError:
             raise BadInput(f"shard {shard} is missing", "every shard of the manifest", _PREPARE_AGAIN) from None
         except PermissionError:
@@ -143,7 +140,7 @@ class ShardSet:
         shards = [{name: value for name, value in shard.items() if name != "members"} for shard in self.manifest["shards"]]
         return {**self.manifest, "shards": shards}
 
-    def _keep(self, place: tuple[str, int, int], array: NDArray[np.uint8]) -> None:
+    def _keep(self, place: tuple[str, int, int], array: images.Array) -> None:
         with self._lock:
             if place in self._cache or array.nbytes > self._cache_bytes:
                 return

@@ -151,7 +151,7 @@ def inspect(example: Example, data: Data) -> Photo:
         return _refused(photo, example.reason, example.detail)
     try:
         content = reading.read(data, example)
-        array = images.decode(content, channels=data.channels)
+        array = images.decode(content, channels=data.channels, bits=data.bits)
     except FileNotFoundError:
         return _refused(photo, "missing", "it was listed, but is not there")
     except IsADirectoryError:

@@ -206,12 +206,12 @@ def _files(sample: plan.Sample, source: bytes, task: ShardTask) -> tuple[dict[in
     """
     data = task.data
     header = images.header(source)
-    photo = images.decode(source, channels=data.channels)
+    photo = images.decode(source, channels=data.channels, bits=data.bits)
     files: dict[int, tuple[str, bytes]] = {}
     drawn: dict[str, Any] = {}
     made = dict(degrade.pyramid(photo, sample.crop, data))
     whole = {level for level, pixels in made.items() if (header.height, header.width) == pixels.shape[:2]}
-    lowest = data.levels[0]
+    lowest, lossless = data.levels[0], images.lossless(data.channels, data.bits)
     if data.corruption is not None and task.shard.split != "train" and len(made) > 1:
         random = seeds.generator(0, "degrade", seeds.from_key(sample.key))
         size, above = made[lowest].shape[:2], made[data.levels[1]]
@@ -219,14 +219,24 @@ def _files(sample: plan.Sample, source: bytes, task: ShardTask) -> tuple[dict[in
         whole.discard(lowest)
     for level, pixels in made.items():
         largest = level == data.levels[-1]
-        same_mode = header.mode == ("RGB" if data.channels == 3 else "L")
-        format: images.Format = data.codec.format if largest else "png"
-        passes = level in whole and header.upright and header.frames == 1 and same_mode
-        if passes and (header.format == "PNG" or (largest and header.format == "JPEG")):
-            files[level] = ("png" if header.format == "PNG" else "jpg", source)
+        passes = level in whole and header.is_stored_as(channels=data.channels, bits=data.bits)
+        if passes and (header.format == lossless.upper() or (largest and header.format == "JPEG")):
+            files[level] = ("jpg" if header.format == "JPEG" else lossless, source)
         else:
-            files[level] = (images.EXTENSIONS[format], images.encode(pixels, format, data.codec.quality))
+            format, content = _encoded(pixels, data.codec, lossless, largest=largest)
+            files[level] = (images.EXTENSIONS[format], content)
     return dict(sorted(files.items())), drawn
+
+
+def _encoded(pixels: images.Array, codec: config.Codec, lossless: images.Format, *, largest: bool) -> tuple[images.Format, bytes]:
+    """One level as the recipe's codec stores it; ``lossless`` is what holds it exactly where the codec does not."""
+    if codec.format == "webp" and max(pixels.shape[:2]) <= images.WEBP_SIDE:
+        return "webp", images.encode(pixels, "webp")
+    if codec.format != "jpeg" or not largest:
+        return lossless, images.encode(pixels, lossless)
+    if codec.min_psnr is not None:
+        return images.encode_above(pixels, quality=codec.quality, min_psnr=codec.min_psnr)
+    return "jpeg", images.encode(pixels, "jpeg", codec.quality)
 
 
 def _unchanged(photo: plan.Photo, data: Data) -> bytes:

@@ -11,7 +11,7 @@ from sr3_core.config import SplitName
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 HeldOut = Literal["val", "test"]
 
