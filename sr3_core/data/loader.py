@@ -18,13 +18,14 @@ from torch import Tensor
 from sr3_core import images, seeds
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import SplitName, Stage
+from sr3_core.data import degrade
 from sr3_core.data.order import Order
 from sr3_core.errors import BadInput
 
 PREFETCH_BATCHES = 2
 _POLL_SECONDS = 0.1
 
-Pixels = NDArray[np.uint8]
+Pixels = images.Array  # (H, W, C) uint8 or uint16
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class MicroBatches:
     Samples without the stage's ``high`` (or ``low``) level are left out. Without zoom a sample is a random crop of the ``high`` level,
     aligned to the scale, with the same crop of the stored ``low`` level. With ``augment.zoom`` z > 1 it is a square of the sample's
     largest stored level whose side is log-uniform in [crop, z * crop] (at most that level), brought to the crop's size by area
-    averaging, and ``low`` is made from it by the data's degradation, rounded as a stored low image is. Decoded images are kept by the
-    ShardSet, as many as its ``cache_bytes`` allow.
+    averaging, and ``low`` is made from it by the data's degradation, rounded as a stored low image is. With ``data.corruption``, for a
+    stage from the lowest level, ``low`` is always made from ``high``: blurred, resized, with noise, as JPEG, by draws of its own index.
+    Decoded images are kept by the ShardSet, as many as its ``cache_bytes`` allow.
     """
 
     def __init__(self, shards: ShardSet, stage: Stage, *, split: SplitName = "train") -> None:
@@ -59,6 +61,7 @@ class MicroBatches:
         self.crop = stage.training.crop or stage.high
         self._samples = _usable(shards, stage, split)
         self._labels = _labels(shards, split, self._samples)
+        self._corruption = shards.data.corruption if stage.low == shards.data.levels[0] else None
         self._order = Order(len(self._samples), stage.training.seed)
 
     @property
@@ -134,24 +137,29 @@ class MicroBatches:
         # All five are always drawn, so that turning one option on does not move the others.
         zoom, top, left, flip, turn = seeds.generator(self.stage.training.seed, "augment", index).random(5)
         high, low = self._zoomed(sample, zoom, top, left) if augment.zoom > 1 else self._cropped(sample, top, left)
+        if self._corruption is not None and low is not None:
+            random = seeds.generator(self.stage.training.seed, "degrade", index)
+            low, _ = degrade.corrupted(high, low.shape[:2], self.shards.data.degradation, self._corruption, random)
         turns = int(turn * 4) if augment.rotate90 else 0
         flips = augment.flip and flip < 0.5
         return _turned(high, turns, flips=flips), None if low is None else _turned(low, turns, flips=flips)
 
     def _cropped(self, sample: int, top: float, left: float) -> tuple[Pixels, Pixels | None]:
         scale = self.stage.scale
-        row, column = (scale * _place(draw, (self.stage.high - self.crop) // scale) for draw in (top, left))
-        high = _square(self.shards.image(self.split, sample, self.stage.high), row, column, self.crop)
+        whole = self.shards.image(self.split, sample, self.stage.high)  # a square of ``high``, or larger where photos keep their size
+        row, column = (scale * _place(draw, (side - self.crop) // scale) for draw, side in zip((top, left), whole.shape[:2], strict=True))
+        high = _square(whole, row, column, self.crop)
         if self.stage.low is None:
             return high, None
         return high, _square(self.shards.image(self.split, sample, self.stage.low), row // scale, column // scale, self.crop // scale)
 
     def _zoomed(self, sample: int, zoom: float, top: float, left: float) -> tuple[Pixels, Pixels | None]:
-        stored = max(self.shards.sample(self.split, sample).members)
+        whole = self.shards.image(self.split, sample, max(self.shards.sample(self.split, sample).members))
+        stored = min(whole.shape[:2])
         widest = min(self.stage.training.augment.zoom, stored / self.crop)
         side = min(round(self.crop * widest**zoom), stored)
-        row, column = (_place(draw, stored - side) for draw in (top, left))
-        high = _resized(_square(self.shards.image(self.split, sample, stored), row, column, side), self.crop, "box")
+        row, column = (_place(draw, length - side) for draw, length in zip((top, left), whole.shape[:2], strict=True))
+        high = _resized(_square(whole, row, column, side), self.crop, "box")
         if self.stage.low is None:
             return high, None
         return high, _resized(high, self.crop // self.stage.scale, self.shards.data.degradation)

@@ -1,9 +1,12 @@
 """The loader's stream: a pure function of (seed, index, count), pairs that fit, every draw by sample index, a clean background thread."""
 
 import itertools
+import json
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +15,10 @@ import torch
 
 from sr3_core import images
 from sr3_core.artifacts.shardset import ShardSet
-from sr3_core.config import Stage
+from sr3_core.config import Data, Stage
 from sr3_core.data.loader import Batch, MicroBatches
+from sr3_core.data.shards import build
+from sr3_core.data.sources import folder
 from sr3_core.errors import BadInput
 
 THREAD = "sr3-prefetch"
@@ -252,3 +257,70 @@ def test_prefetch_raises_an_error_in_its_place(shards: ShardSet) -> None:
     with pytest.raises(ValueError, match="count=0"):
         next(batches)
     assert threads() == []
+
+
+CORRUPTION = {"blur": {"sigma": [0.5, 2.0]}, "noise": {"level": [2, 12]}, "jpeg": {"quality": [40, 90]}}
+
+
+def whole_photos(root: Path, **changes: Any) -> ShardSet:
+    """A set of 72 x 90 photos; its val and test photos too."""
+    for index in range(8):
+        (root / f"{index}.png").write_bytes(images.encode(np.random.default_rng(index).integers(0, 256, (72, 90, 3), dtype=np.uint8)))
+    values = {"source": "folder", "options": {"uri": str(root)}, "levels": (16, 64), "split": {"val": 0.2, "test": 0.3}, **changes}
+    return build(str(root.parent / "shards"), Data.model_validate(values), folder.examples(folder.Options(uri=str(root))), fingerprint="f")
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_corrupted_low_images_are_drawn_anew_for_each_index(tmp_path: Path, augment: dict[str, Any]) -> None:
+    (tmp_path / "photos").mkdir()
+    shards = whole_photos(tmp_path / "photos", corruption=CORRUPTION)
+    loader = MicroBatches(shards, stage(**augment))
+    first, second = loader.batch(0, 4), loader.batch(0, 8)
+    assert first.low is not None and second.low is not None
+    np.testing.assert_array_equal(first.low, second.low[:4])
+    for index in range(4):
+        plain = images.to_unit(images.resize(images.from_unit(first.high[index].numpy()), (8, 8), "bicubic"))
+        assert np.abs(first.low[index].numpy() - plain).mean() > 0.01
+    seen: dict[bytes, set[bytes]] = {}
+    batch = MicroBatches(shards, stage(crop=64, flip=False)).batch(0, 4 * shards.count("train"))
+    assert batch.low is not None
+    for high, low in zip(batch.high.numpy(), batch.low.numpy(), strict=True):
+        seen.setdefault(high.tobytes(), set()).add(low.tobytes())
+    assert all(len(lows) == 4 for lows in seen.values()), "an image seen in four epochs has four low images"
+
+
+def test_held_out_low_images_are_stored_corrupted_and_training_ones_plain(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    shards = whole_photos(tmp_path / "photos", corruption=CORRUPTION)
+    for split in ("train", "val", "test"):
+        for index in range(shards.count(split)):
+            plain = images.resize(shards.image(split, index, 64), (16, 16), "bicubic")
+            assert np.array_equal(shards.image(split, index, 16), plain) == (split == "train")
+            record = shards.sample(split, index)
+            with tarfile.open(f"{shards.uri}/{record.shard}") as tar:
+                stream = tar.extractfile(f"{record.key}.json")
+                assert stream is not None
+                drawn = json.load(stream).get("corruption", {})
+            assert set(drawn) == (set() if split == "train" else {"blur_sigma", "noise_level", "jpeg_quality"})
+
+
+def test_photos_of_their_own_size_are_cropped_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    shards = whole_photos(tmp_path / "photos", fit="keep")
+    assert shards.image("train", 0, 64).shape == (72, 88, 3) and shards.image("train", 0, 16).shape == (18, 22, 3)
+    batch = MicroBatches(shards, stage(crop=32)).batch(0, 200)
+    assert batch.low is not None
+    places: set[tuple[int, int]] = set()
+    for key, high, low in zip(batch.keys, pixels(batch), batch.low.numpy(), strict=True):
+        index = shards.keys("train").index(key)
+        stored_high, stored_low = shards.image("train", index, 64), shards.image("train", index, 16)
+        (place,) = [
+            (row, column)
+            for row, column in itertools.product(range(0, 41, 4), range(0, 57, 4))
+            if np.array_equal(stored_high[row : row + 32, column : column + 32], high)
+        ]
+        row, column = place[0] // 4, place[1] // 4
+        assert np.array_equal(stored_low[row : row + 8, column : column + 8], images.from_unit(low))
+        places.add(place)
+    assert {row for row, _ in places} == set(range(0, 41, 4)) and {column for _, column in places} == set(range(0, 57, 4))
+    assert MicroBatches(shards, stage(**EVERYTHING)).batch(0, 8).high.shape == (8, 3, 32, 32)
