@@ -75,13 +75,12 @@ def check_plugins(recipe: config.Recipe) -> None:
 
     config.options(plugins.load("data.sources", recipe.data.source).Options, recipe.data.options, "data")
     evaluation = recipe.evaluation
-    candidates = list(evaluation.search.candidates) if evaluation.search else []
     for stage in recipe.stages:
         model = plugins.load("models", stage.model.name)
         chosen = config.options(model.Options, stage.model.options, f"stages.{stage.name}.model")
         if hasattr(model, "check"):  # a plug-in's own word on options and stage together
             model.check(chosen, stage)
-        for note in verdict.notes(stage, [{}, *candidates, *evaluation.variants.values()]):
+        for note in verdict.notes(stage, plan.changes(stage, evaluation)):
             say("recipe", f"{stage.name}: {note}")
     definitions = verdict.Definitions.of(
         evaluation, plan.tasks(recipe.stages), degradation=recipe.data.degradation, channels=recipe.data.channels

@@ -1,7 +1,8 @@
 """The evaluate room: plan, compute on Ray, choose the sampling, judge, publish an EvalReport.
 
 1. read the ShardSet's and the bundles' manifests   2. search the sampling options on the search's split, baselines beside it
-3. ours and its variants on the judged split         4. means, paired gains, gate   5. pictures, page, manifest last, MLflow
+3. ours and its variants on the judged split, images from noise where the first stage is unconditional
+4. means, paired gains, gate   5. pictures, page, manifest last, MLflow
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from components import cluster
 from components.evaluate import plan, verdict, work
-from components.evaluate.plan import Job, Photo, Setting, Task
+from components.evaluate.plan import Draw, Job, Setting
 from components.jobs import submit_and_follow
 from sr3_core import config, images, storage, tracking
 from sr3_core.artifacts import bundle, report, report_figures, report_page
@@ -28,7 +29,15 @@ ROOM = "evaluate"
 RETRIES = 2
 SHOWN_METRICS = 3  # numbers below a picture
 
-Mapper = Callable[[Sequence[Job], Callable[[Job, list[Measurement]], None]], list[list[Measurement]]]
+Mapper = Callable[[Sequence[Job | Draw], Callable[[Job | Draw, list[Measurement]], None]], list[list[Measurement]]]
+
+
+class Measured(NamedTuple):
+    """What was computed: for the search, on the judged split, and from noise."""
+
+    searched: list[Measurement]
+    judged: list[Measurement]
+    drawn: list[Measurement]
 
 
 class EvaluateResult(NamedTuple):
@@ -95,13 +104,13 @@ def run(
     return _result(done)
 
 
-def _over_ray(prepared: "Evaluating", scaling: Scaling, ray_address: str) -> tuple[list[Measurement], list[Measurement]]:
+def _over_ray(prepared: "Evaluating", scaling: Scaling, ray_address: str) -> Measured:
     gpus = 1 if scaling.accelerator == "gpu" else 0
     with cluster.connect(
         ray_address, workers=scaling.workers, cpus_per_worker=scaling.cpus_per_worker, gpus_per_worker=gpus, room=ROOM
     ) as ray:
 
-        def mapper(jobs: Sequence[Job], on_done: Callable[[Job, list[Measurement]], None]) -> list[list[Measurement]]:
+        def mapper(jobs: Sequence[Job | Draw], on_done: Callable[[Job | Draw, list[Measurement]], None]) -> list[list[Measurement]]:
             return cluster.map_tasks(
                 work.run, jobs, retries=RETRIES, on_done=on_done, cpus_per_task=ray.cpus_per_worker, gpus_per_task=gpus,
                 at_once=scaling.workers, name=_job_name,
@@ -125,21 +134,20 @@ class Evaluating:
     ) -> None:
         self.evaluation, self.stages, self.bundles, self.shards = evaluation, list(stages), tuple(bundles), shards
         self.folder, self.fingerprint = folder, fingerprint
-        self.tasks = plan.tasks(self.stages)
+        self.tasks, self.generated = plan.tasks(self.stages), plan.generated(self.stages)
         self.photos = plan.photos(shards, evaluation.split)
-        if not any(photo.serves(task) for photo in self.photos for task in self.tasks):
+        if self.tasks and not any(photo.serves(task) for photo in self.photos for task in self.tasks):
             got = f"no image of split {evaluation.split} has the levels of any stage"
             raise BadInput(got, "at least one held-out image", "add photos, or change data.split and data.required_levels")
         self.definitions = verdict.Definitions.of(
             evaluation, self.tasks, degradation=shards.data.degradation, channels=shards.data.channels
         )
         self.judge = verdict.check(evaluation, self.definitions)
-        candidates = evaluation.search.candidates if evaluation.search is not None else ()
         for stage in self.stages:
-            verdict.notes(stage, [{}, *candidates, *evaluation.variants.values()])  # refuses sampling before anything is computed
+            verdict.notes(stage, plan.changes(stage, evaluation))  # refuses sampling before anything is computed
 
-    def measure(self, mapper: Mapper, *, threads: int, device: str) -> tuple[list[Measurement], list[Measurement]]:
-        """Measurements of the search and of the judged split."""
+    def measure(self, mapper: Mapper, *, threads: int, device: str) -> Measured:
+        """Everything, by two calls of ``mapper``: the search and the baselines, then what is sampled as the search chose."""
         data, search = self.shards.data, self.evaluation.search
         setting = Setting(
             folder=self.folder, shards_uri=self.shards.uri, bundles=self.bundles, channels=data.channels, degradation=data.degradation,
@@ -154,28 +162,30 @@ class Evaluating:
         for stage, sampling in chosen.items():
             say(ROOM, f"{stage} samples with {report_figures.option_text(sampling)}")
         ours = plan.model_jobs(setting, self.stages, self.tasks, self.photos, self.evaluation, chosen=chosen)
-        second = _computed(ours, mapper, self.evaluation.split)
-        return searched, [item for done, jobs in ((second, ours), (first, baselines)) for job in jobs for item in done[job]]
+        draws = plan.draws(setting, self.stages, self.generated, chosen=chosen)
+        second = _computed([*ours, *draws], mapper, self.evaluation.split if ours else "noise")
+        judged = [item for done, jobs in ((second, ours), (first, baselines)) for job in jobs for item in done[job]]
+        return Measured(searched, judged, [item for job in draws for item in second[job]])
 
-    def publish(self, measured: tuple[list[Measurement], list[Measurement]]) -> EvalReport:
+    def publish(self, measured: Measured) -> EvalReport:
         """Write the report; the partial results go when its manifest stands."""
-        searched, judged = measured
-        content = self.content(searched, judged)
-        figures = self._figures(judged)
-        done = report.publish(self.folder, content, [*searched, *judged], page=report_page.page(content, figures))
+        content = self.content(measured)
+        figures = [*self._figures(measured.judged), *self._galleries(measured.drawn)]
+        rows = [item for items in measured for item in items]
+        done = report.publish(self.folder, content, rows, page=report_page.page(content, figures))
         storage.remove(storage.join(self.folder, work.PARTS), recursive=True)
         return done
 
-    def content(self, searched: Sequence[Measurement], judged: Sequence[Measurement]) -> dict[str, Any]:
+    def content(self, measured: Measured) -> dict[str, Any]:
         """report.json."""
         evaluation, definitions = self.evaluation, self.definitions
+        searched, judged, drawn = measured
         found, chosen = verdict.search(searched, self.stages, evaluation, definitions)
         rows = verdict.results(judged, definitions, seed=evaluation.seed)
         gains = verdict.gains(judged, definitions, evaluation, self.tasks)
-        notes = {stage.name: verdict.notes(stage, [chosen[stage.name], *self._varied(chosen[stage.name])]) for stage in self.stages}
-        ends = [self.stages[0].low, *[stage.high for stage in self.stages]]
+        notes = {stage.name: verdict.notes(stage, self._used(stage, chosen[stage.name])) for stage in self.stages}
         return {
-            "title": " -> ".join(str(end) for end in ends if end is not None),
+            "title": " -> ".join([self.stages[0].sizes, *[str(stage.high) for stage in self.stages[1:]]]),
             "fingerprint": self.fingerprint,
             "section": evaluation.model_dump(mode="json"),
             "split": evaluation.split,
@@ -187,6 +197,12 @@ class Evaluating:
                 {"stage": stage.name, "uri": uri, "sha256": sha256} for stage, (uri, sha256) in zip(self.stages, self.bundles, strict=True)
             ],
             "tasks": [verdict.task_json(task, self.photos, judged) for task in self.tasks],
+            "generated": [
+                verdict.generated_json(
+                    made, drawn, [report.picture_name(made.name, key, OURS) for key in _keys(drawn)], seed=evaluation.seed
+                )
+                for made in self.generated
+            ],
             "metrics": definitions.as_json(),
             "results": rows,
             "gains": gains,
@@ -196,8 +212,10 @@ class Evaluating:
             "notes": notes,
         }
 
-    def _varied(self, chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [{**chosen, **change} for change in self.evaluation.variants.values()]
+    def _used(self, stage: Stage, chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The sampling options that the report is about: the chosen ones and, where the stage is judged, the variants."""
+        variants = self.evaluation.variants.values() if stage.low is not None else ()
+        return [{**chosen, **change} for change in ({}, *variants)]
 
     def _figures(self, judged: Sequence[Measurement]) -> list[report_figures.Figure]:
         shown = plan.pictured(self.tasks, self.photos)
@@ -207,23 +225,35 @@ class Evaluating:
         figures: list[report_figures.Figure] = []
         for task in self.tasks:
             for photo in (photo for photo in self.photos if photo.key in shown[task.name]):
-                outputs = {model: self._picture(task, photo, model) for model in models}
+                outputs = {model: self._picture(task.name, photo.key, model) for model in models}
                 notes = {model: _note(values, task.name, model, photo.key, names) for model in models}
                 low = self.shards.image(photo.split, photo.index, task.low)
                 truth = self.shards.image(photo.split, photo.index, task.high)
                 figures.append(report_figures.figure(task=task.name, key=photo.key, low=low, outputs=outputs, truth=truth, notes=notes))
         return figures
 
-    def _picture(self, task: Task, photo: Photo, model: str) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-        file = storage.join(self.folder, report.PICTURES, report.picture_name(task.name, photo.key, model))
+    def _galleries(self, drawn: Sequence[Measurement]) -> list[report_figures.Figure]:
+        found: list[report_figures.Figure] = []
+        for made in self.generated:
+            notes = {item.key: f"{report.number(item.seconds)} s" for item in drawn if item.task == made.name}
+            pictures = {key: self._picture(made.name, key, OURS) for key in notes}
+            found.append(
+                report_figures.gallery(task=made.name, key=f"{made.label}, seed {self.evaluation.seed}", pictures=pictures, notes=notes)
+            )
+        return found
+
+    def _picture(self, task: str, key: str, model: str) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        file = storage.join(self.folder, report.PICTURES, report.picture_name(task, key, model))
         return images.decode(storage.read_bytes(file), channels=self.shards.data.channels)
 
 
-def _computed(jobs: Sequence[Job], mapper: Mapper, what: str) -> dict[Job, list[Measurement]]:
+def _computed(jobs: Sequence[Job | Draw], mapper: Mapper, what: str) -> dict[Job | Draw, list[Measurement]]:
     """Results by job in the order given; what an earlier run finished is read, the rest computed, the longest first."""
+    if not jobs:
+        return {}
     found = {job: work.finished(job) for job in jobs}
     missing = plan.longest_first(job for job, result in found.items() if result is None)
-    computed: dict[Job, list[Measurement]] = {}
+    computed: dict[Job | Draw, list[Measurement]] = {}
     with Progress(ROOM, what, total=len(found), unit="images", done=len(found) - len(missing)) as progress:
         for job, result in zip(missing, mapper(missing, lambda job, _: progress.advance(note=job.name)), strict=True):
             computed[job] = result
@@ -245,8 +275,12 @@ def _finished(folder: str) -> EvalReport | None:
     return done
 
 
-def _job_name(job: Job) -> str:
+def _job_name(job: Job | Draw) -> str:
     return job.name
+
+
+def _keys(drawn: Sequence[Measurement]) -> list[str]:
+    return list(dict.fromkeys(item.key for item in drawn))
 
 
 def _note(values: Mapping[tuple[str, str, str, str], float], task: str, model: str, key: str, names: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """What has to be computed: tasks (stages and the cascade), photos, and one job per photo and model. Decides; computes nothing.
 
 A job runs a chain of stages once and hands out every output that some task asks for, so that no image is sampled twice: the first
-stage's output is at once that stage's result and the cascade's intermediate.
+stage's output is at once that stage's result and the cascade's intermediate. Where the first stage is unconditional, a few draws from
+noise are made beside, by it and by the whole chain: they are shown and compared with nothing.
 """
 
 import json
@@ -15,7 +16,7 @@ from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Evaluation, Plugin, Search, Stage
 from sr3_core.errors import BadInput
 
-NUM_PICTURED = 4  # images of a task whose outputs are kept and shown
+NUM_PICTURED = 4  # images of a task whose outputs are kept and shown; as many are drawn from noise
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ class Task:
     @property
     def label(self) -> str:
         return f"{self.name} {self.low} -> {self.high}"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Stages 0 .. ``stop`` - 1 from noise to ``high`` pixels: there is no true image to compare with."""
+
+    name: str
+    stop: int
+    high: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} noise -> {self.high}"
 
 
 @dataclass(frozen=True)
@@ -86,9 +100,7 @@ class Job:
         """Work in pixels through the network, roughly: what takes longest starts first."""
         if self.sampling is None:
             return float(sum(task.high**2 for task in self.tasks)) / 100
-        steps = [float(json.loads(options).get("steps", 1)) for options in self.sampling]
-        sides = {index: task.high for task in self.tasks for index in range(task.first, task.stop)}
-        return sum(side**2 * steps[index] for index, side in sides.items())
+        return _cost(self.sampling, {index: task.high for task in self.tasks for index in range(task.first, task.stop)})
 
     @property
     def name(self) -> str:
@@ -96,23 +108,55 @@ class Job:
 
     def identity(self) -> str:
         """16 hex digits: the same job in a repeated run has the same, wherever and however widely it runs."""
-        values = asdict(self)
-        for where_it_runs in ("threads", "device", "folder", "shards_uri"):
-            del values["setting"][where_it_runs]
-        values["setting"]["bundles"] = [sha256 for _, sha256 in self.setting.bundles]
-        return config.fingerprint(json.dumps(values, sort_keys=True))
+        return _identity(self)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One image from noise by ``outputs``, all of one chain; ``number`` counts them. ``sides``: what every stage makes, in pixels."""
+
+    setting: Setting
+    number: int
+    outputs: tuple[Generated, ...]
+    sampling: tuple[str, ...]
+    sides: tuple[int, ...]
+
+    @property
+    def cost(self) -> float:
+        """As a Job's."""
+        return _cost(self.sampling, dict(enumerate(self.sides)))
+
+    @property
+    def key(self) -> str:
+        """Names its picture."""
+        return f"sample-{self.number + 1}"
+
+    @property
+    def name(self) -> str:
+        return f"{', '.join(output.name for output in self.outputs)} from noise, {self.key}"
+
+    def identity(self) -> str:
+        """As a Job's."""
+        return _identity(self)
 
 
 def tasks(stages: Sequence[Stage]) -> list[Task]:
-    """Each stage that has a low image, then the whole cascade where there is more than one. BadInput when there is nothing to compare."""
+    """Each stage that has a low image, then the whole cascade where there is more than one; none of an unconditional stage alone."""
     found = [Task(stage.name, index, index + 1, stage.low, stage.high) for index, stage in enumerate(stages) if stage.low is not None]
-    if not found:
-        raise BadInput("stages without a low image", "at least one super-resolution stage", "evaluate a recipe that has one")
-    if CASCADE in {task.name for task in found}:
+    if CASCADE in {stage.name for stage in stages}:
         raise BadInput(f"a stage named {CASCADE}", "any other name", "rename the stage")
     if len(stages) > 1 and stages[0].low is not None:
         found.append(Task(CASCADE, 0, len(stages), stages[0].low, stages[-1].high))
     return found
+
+
+def generated(stages: Sequence[Stage]) -> list[Generated]:
+    """What is drawn from noise: the unconditional first stage alone and, with further stages, the whole chain; else nothing."""
+    first, *further = stages
+    if first.low is not None:
+        return []
+    found = [Generated(first.name, 1, first.high)]
+    return [*found, Generated(CASCADE, len(stages), further[-1].high)] if further else found
 
 
 def photos(shards: ShardSet, split: str) -> list[Photo]:
@@ -182,12 +226,22 @@ def model_jobs(
     return jobs
 
 
+def draws(
+    setting: Setting, stages: Sequence[Stage], outputs: Sequence[Generated], *, chosen: Mapping[str, Mapping[str, Any]]
+) -> list[Draw]:
+    """``NUM_PICTURED`` images from noise, each through the whole chain; none when there is nothing to draw."""
+    if not outputs:
+        return []
+    sampling, sides = tuple(_json(chosen[stage.name]) for stage in stages), tuple(stage.high for stage in stages)
+    return [Draw(setting, number, tuple(outputs), sampling, sides) for number in range(NUM_PICTURED)]
+
+
 def pictured(every_task: Sequence[Task], found: Sequence[Photo]) -> dict[str, list[str]]:
     """Keys of the images that the report shows, by task: the first few that serve it."""
     return {task.name: [photo.key for photo in found if photo.serves(task)][:NUM_PICTURED] for task in every_task}
 
 
-def longest_first(jobs: Iterable[Job]) -> list[Job]:
+def longest_first(jobs: Iterable[Job | Draw]) -> list[Job | Draw]:
     """Jobs by falling cost: a long one that starts last would leave the other workers idle."""
     return sorted(jobs, key=lambda job: -job.cost)
 
@@ -200,6 +254,26 @@ def merged(stage: Stage, change: Mapping[str, Any]) -> str:
 def as_text(plugin: Plugin) -> tuple[str, str]:
     """A plug-in as (name, JSON of its options)."""
     return plugin.name, _json(plugin.options)
+
+
+def changes(stage: Stage, evaluation: Evaluation) -> list[Mapping[str, Any]]:
+    """What may be changed of the stage's sampling options, no change first; nothing of an unconditional stage, which nothing judges."""
+    if stage.low is None:
+        return [{}]
+    return [{}, *(evaluation.search.candidates if evaluation.search is not None else ()), *evaluation.variants.values()]
+
+
+def _cost(sampling: Sequence[str], sides: Mapping[int, int]) -> float:
+    steps = [float(json.loads(options).get("steps", 1)) for options in sampling]
+    return sum(side**2 * steps[index] for index, side in sides.items())
+
+
+def _identity(job: Job | Draw) -> str:
+    values = asdict(job)
+    for where_it_runs in ("threads", "device", "folder", "shards_uri"):
+        del values["setting"][where_it_runs]
+    values["setting"]["bundles"] = [sha256 for _, sha256 in job.setting.bundles]
+    return config.fingerprint(json.dumps(values, sort_keys=True))
 
 
 def _json(values: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.evaluate.plan import Photo, Task
+from components.evaluate.plan import Generated, Photo, Task
 from sr3_core import baselines, config, plugins, statistics
-from sr3_core.artifacts.report import CASCADE, OURS, Measurement
+from sr3_core.artifacts.report import CASCADE, OURS, Measurement, number
 from sr3_core.config import Evaluation, Plugin, Rule, Stage
 from sr3_core.errors import BadInput
 from sr3_core.metrics import _base
@@ -26,16 +26,17 @@ class Definitions:
     @classmethod
     def of(cls, evaluation: Evaluation, tasks: Sequence[Task], *, degradation: str, channels: int) -> "Definitions":
         """Make every metric once for each task, so that what is missing (weights, a plug-in) is said before any work."""
-        plugins: dict[str, Plugin] = {}
+        named: dict[str, Plugin] = {}
         reports: dict[str, dict[str, Reported]] = defaultdict(dict)
         for plugin in evaluation.metrics:
+            config.options(plugins.load("metrics", plugin.name).Options, plugin.options, plugin.name)  # also where there is no task
             for task in tasks:
                 metric = _base.make(plugin.name, plugin.options, scale=task.scale, degradation=degradation, channels=channels)
                 for report in metric.reports:
-                    if plugins.setdefault(report.name, plugin) is not plugin:
+                    if named.setdefault(report.name, plugin) is not plugin:
                         raise BadInput(f"two metrics that report {report.name}", "one of each", "mend evaluation.metrics")
                     reports[report.name][task.name] = report
-        return cls(plugins, dict(reports))
+        return cls(named, dict(reports))
 
     def better(self, name: str) -> str:
         """ "lower" or "higher"."""
@@ -48,9 +49,8 @@ class Definitions:
         own = [value for value, plugin in self.plugins.items() if plugin.name == name]
         if not own:
             allowed = [*self.plugins, *{plugin.name for plugin in self.plugins.values()}]
-            raise BadInput(
-                f"metric {name!r} in the search or the gate", config.nearest(name, sorted(set(allowed))), "name one of evaluation.metrics"
-            )
+            valid = config.nearest(name, sorted(set(allowed))) or "none: there is no metric, or no stage with a low image to be judged"
+            raise BadInput(f"metric {name!r} in the search or the gate", valid, "name one of evaluation.metrics")
         return own
 
     def as_json(self) -> list[dict[str, Any]]:
@@ -98,8 +98,8 @@ def search(
     found: dict[str, Any] = {}
     chosen: dict[str, dict[str, Any]] = {}
     for stage in stages:
-        change = evaluation.search.candidates[0] if evaluation.search is not None and len(evaluation.search.candidates) == 1 else {}
-        chosen[stage.name] = {**stage.sampling, **change}
+        one = evaluation.search is not None and len(evaluation.search.candidates) == 1 and stage.low is not None
+        chosen[stage.name] = {**stage.sampling, **(evaluation.search.candidates[0] if evaluation.search is not None and one else {})}
         own = [item for item in measured if item.task == stage.name]
         if evaluation.search is None or not own:
             continue
@@ -219,6 +219,21 @@ def task_json(task: Task, found: Sequence[Photo], measured: Sequence[Measurement
     return {
         "name": task.name, "label": task.label, "low": task.low, "high": task.high, "scale": task.scale,
         "n": n, "left_out": left_out, "note": note, "seconds": means,
+    }  # fmt: skip
+
+
+def generated_json(made: Generated, measured: Sequence[Measurement], pictures: Sequence[str], *, seed: int) -> dict[str, Any]:
+    """What was drawn from noise for report.json: size, n, the seed of ``sr3 sample``, seconds per image, the files of the pictures."""
+    own = [item.seconds for item in measured if item.task == made.name]
+    seconds = sum(own) / len(own)
+    what = "The unconditional stage by itself" if made.stop == 1 else "The whole cascade"
+    note = (
+        f"{what}, from noise: {len(own)} images of seed {seed}, {number(seconds)} s each. Nothing is compared: an image from noise has no "
+        "true image, and distances between sets of images are not computed."
+    )
+    return {
+        "name": made.name, "label": made.label, "high": made.high, "n": len(own), "seed": seed, "seconds": seconds, "note": note,
+        "pictures": list(pictures),
     }  # fmt: skip
 
 

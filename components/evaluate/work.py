@@ -2,47 +2,65 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from components.evaluate.plan import Job, Task
+from components.evaluate.plan import Draw, Job, Setting, Task
 from sr3_core import baselines, images, seeds, storage
 from sr3_core.artifacts.bundle import ModelBundle
-from sr3_core.artifacts.report import PICTURES, Measurement, picture_name
+from sr3_core.artifacts.report import NOISE, OURS, PICTURES, SECONDS, Measurement, picture_name
 from sr3_core.artifacts.shardset import ShardSet
-from sr3_core.cascade import Cascade
+from sr3_core.cascade import Cascade, sample_seed
 from sr3_core.errors import BadInput, Failed
 from sr3_core.metrics import _base as metrics
 
 PARTS = "parts"
 
 
-def run(job: Job) -> list[Measurement]:
-    """Compute a job, keep its result under ``PARTS`` for a run that is started again, and return one measurement per task and metric."""
+def run(job: Job | Draw) -> list[Measurement]:
+    """Compute a job, keep its result under ``PARTS`` for a run that is started again, and return one measurement per task and metric.
+
+    An image from noise has one measurement, its seconds, and is always kept as a picture.
+    """
     torch.set_num_threads(job.setting.threads)
-    found: list[Measurement] = []
-    for task, output, seconds in _outputs(job):
-        values = judge(job, task, output)
-        if task.name in job.pictured:
-            file = storage.join(job.setting.folder, PICTURES, picture_name(task.name, job.photo.key, job.model))
-            storage.write_bytes(file, images.encode(images.from_unit(metrics.signed(output)[0].numpy())))
-        sampling = job.sampling[task.stop - 1] if job.sampling is not None else ""
-        where = {"split": job.photo.split, "task": task.name, "model": job.model, "key": job.photo.key, "photo": job.photo.photo}
-        found += [Measurement(**where, metric=name, value=value, sampling=sampling, seconds=seconds) for name, value in values.items()]
+    found = _drawn(job) if isinstance(job, Draw) else _judged(job)
     storage.write_json(part_uri(job), [vars(measurement) for measurement in found])
     return found
 
 
-def part_uri(job: Job) -> str:
+def _judged(job: Job) -> list[Measurement]:
+    found: list[Measurement] = []
+    for task, output, seconds in _outputs(job):
+        values = judge(job, task, output)
+        if task.name in job.pictured:
+            _keep(job.setting, picture_name(task.name, job.photo.key, job.model), output)
+        sampling = job.sampling[task.stop - 1] if job.sampling is not None else ""
+        where = {"split": job.photo.split, "task": task.name, "model": job.model, "key": job.photo.key, "photo": job.photo.photo}
+        found += [Measurement(**where, metric=name, value=value, sampling=sampling, seconds=seconds) for name, value in values.items()]
+    return found
+
+
+def _drawn(job: Draw) -> list[Measurement]:
+    outputs = {output.stop: output.name for output in job.outputs}
+    where = {"split": NOISE, "model": OURS, "key": job.key, "photo": job.key, "metric": SECONDS}
+    found: list[Measurement] = []
+    chain = _chain(job, None, sample_seed(job.setting.seed, job.number), job.sampling, first=0, wanted=outputs)
+    for stop, output, seconds in chain:
+        _keep(job.setting, picture_name(outputs[stop], job.key, OURS), output)
+        found.append(Measurement(**where, task=outputs[stop], value=seconds, sampling=job.sampling[stop - 1], seconds=seconds))
+    return found
+
+
+def part_uri(job: Job | Draw) -> str:
     """Where the job's finished result lies until the report is published."""
     return storage.join(job.setting.folder, PARTS, f"{job.identity()}.json")
 
 
-def finished(job: Job) -> list[Measurement] | None:
+def finished(job: Job | Draw) -> list[Measurement] | None:
     """What an earlier run left of the job, None when it is still to be computed."""
     uri = part_uri(job)
     return [Measurement(**row) for row in storage.read_json(uri)] if storage.exists(uri) else None
@@ -66,24 +84,46 @@ def _outputs(job: Job) -> Iterator[tuple[Task, Tensor, float]]:
         for task in job.tasks:
             start = time.perf_counter()
             prediction = model.predict(metrics.signed(_image(job, task.low)), seeds=[0], size=(task.high, task.high))
-            yield task, _rounded(prediction, job, task), time.perf_counter() - start
+            yield task, _rounded(prediction, job, task.name), time.perf_counter() - start
         return
-    cascade = _cascade(job.setting.bundles, job.setting.device)
-    wanted = {task.stop: task for task in job.tasks}
-    first = job.tasks[0].first
+    tasks = {task.stop: task for task in job.tasks}
     low = metrics.signed(_image(job, job.tasks[0].low))
-    sampling: list[Mapping[str, Any]] = [json.loads(options) for options in job.sampling]
-    start = time.perf_counter()
-    chain = cascade.outputs(low, seeds=[seeds.from_key(job.photo.key, job.setting.seed)], first=first, stop=max(wanted), sampling=sampling)
-    for stop, prediction in enumerate(chain, start=first + 1):
-        if stop in wanted:
-            yield wanted[stop], _rounded(prediction, job, wanted[stop]), time.perf_counter() - start
+    drawn = seeds.from_key(job.photo.key, job.setting.seed)
+    names = {stop: task.name for stop, task in tasks.items()}
+    for stop, output, seconds in _chain(job, low, drawn, job.sampling, first=job.tasks[0].first, wanted=names):
+        yield tasks[stop], output, seconds
 
 
-def _rounded(prediction: Tensor, job: Job, task: Task) -> Tensor:
+def _chain(
+    job: Job | Draw, low: Tensor | None, drawn: int, sampling: Sequence[str], *, first: int, wanted: Mapping[int, str]
+) -> Iterator[tuple[int, Tensor, float]]:
+    """(stop, output, seconds from the low image or the noise on) of the stages whose ``stop`` is ``wanted``, by the seed ``drawn``.
+
+    The seconds leave out what is done with an output before the next one is asked for.
+    """
+    cascade = _cascade(job.setting.bundles, job.setting.device)
+    options: list[Mapping[str, Any]] = [json.loads(each) for each in sampling]
+    chain = cascade.outputs(low, seeds=[drawn], first=first, stop=max(wanted), sampling=options)
+    seconds = 0.0
+    for stop in range(first + 1, max(wanted) + 1):
+        start = time.perf_counter()
+        prediction = next(chain)
+        output = _rounded(prediction, job, wanted[stop]) if stop in wanted else None
+        seconds += time.perf_counter() - start
+        if output is not None:
+            yield stop, output, seconds
+
+
+def _rounded(prediction: Tensor, job: Job | Draw, task: str) -> Tensor:
     if not bool(torch.isfinite(prediction).all()):
-        raise Failed(f"{job.model} of {task.name} gave NaN or infinity on {job.photo.key}")
+        raise Failed(f"{task} gave NaN or infinity: {job.name}")
     return metrics.quantised(prediction.cpu())
+
+
+def _keep(setting: Setting, name: str, output: Tensor) -> None:
+    """``output`` (1, C, H, W) in [0, 1] as a picture of the report."""
+    file = storage.join(setting.folder, PICTURES, name)
+    storage.write_bytes(file, images.encode(images.from_unit(metrics.signed(output)[0].numpy())))
 
 
 def _image(job: Job, level: int) -> Tensor:

@@ -1,10 +1,13 @@
 """EvalReport: what evaluation leaves under root - file names, schema, write, verify, read, the closing table. No torch here.
 
     <folder>/report.json          the manifest, written last: every number with n, interval, colour space and border, gate, lineage
-    <folder>/per_image.parquet    one row per split, task, model, image and metric
+    <folder>/per_image.parquet    one row per split, task, model, image and metric; of an image from noise its seconds
     <folder>/report.html          the report for a browser, in one file           <folder>/pictures/<task>/<key>.<model>.png
 
 A *task* is a stage judged by itself (its true low image in) or the whole cascade. A *model* is "ours", a variant of it or a baseline.
+What an unconditional first stage and its cascade make from noise is no task: nothing of it is compared. It stands under "generated" of
+report.json, a list of {name, label, high, n, seed, seconds (mean per image), note, pictures (files under pictures/)}; empty where the first
+stage has a low image, absent from reports of older code.
 """
 
 import io
@@ -23,6 +26,7 @@ PICTURES = "pictures"
 SCHEMA_VERSION = 2
 OURS = "ours"
 CASCADE = "cascade"
+NOISE, SECONDS = "noise", "seconds"  # the "split" and the only metric of images from noise
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,10 @@ class EvalReport:
         return summary_table(self.content)
 
     def metrics(self) -> dict[str, float]:
-        """``<task>/<metric>`` of ours, ``<task>/<model>/<metric>`` of the others and ``<task>/n``: for MLflow and KFP."""
-        flat: dict[str, float] = {f"{task['name']}/n": float(task["n"]) for task in self.content["tasks"]}
+        """``<task>/<metric>`` of ours, ``<task>/<model>/<metric>`` of the others and ``<task>/n``: for MLflow and KFP. Of what is made from
+        noise ``<name>/seconds`` per image and its n."""
+        flat: dict[str, float] = {f"{task['name']}/n": float(task["n"]) for task in [*self.content["tasks"], *generated(self.content)]}
+        flat |= {f"{made['name']}/{SECONDS}": float(made["seconds"]) for made in generated(self.content)}
         for result in self.content["results"]:
             model = "" if result["model"] == OURS else f"{result['model']}/"
             flat[f"{result['task']}/{model}{result['metric']}"] = float(result["mean"])
@@ -127,6 +133,11 @@ def parquet(measurements: Sequence[Measurement]) -> bytes:
     buffer = io.BytesIO()
     tables.write_table(arrow.table({name: [row[name] for row in rows] for name in columns}), buffer)
     return buffer.getvalue()
+
+
+def generated(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What report.json says of images from noise; nothing in reports of code that could not make them."""
+    return list(content["generated"]) if "generated" in content else []
 
 
 def picture_name(task: str, key: str, model: str) -> str:
@@ -161,7 +172,10 @@ def describe(verdict: Mapping[str, Any]) -> str:
 
 
 def summary_table(content: Mapping[str, Any]) -> str:
-    """Stage x metric x ours / every baseline, with n and the paired gain over the first baseline, as aligned text lines."""
+    """Stage x metric x ours / every baseline, with n and the paired gain over the first baseline, as aligned text lines.
+
+    What was made from noise has a line each below; a report of nothing else has no table.
+    """
     baselines = list(content["baselines"])
     by_place = {(result["task"], result["model"], result["metric"]): result for result in content["results"]}
     gains = {(gain["task"], gain["metric"], gain["than"]): gain for gain in content["gains"]}
@@ -181,7 +195,8 @@ def summary_table(content: Mapping[str, Any]) -> str:
                 gain = gains.get((task["name"], metric["name"], baselines[0]))
                 row.append(f"{gain['mean']:+.3f} ({span(gain['interval_low'], gain['interval_high'])})" if gain else "-")
             rows.append([*row, str(ours["n"])])
-    return _aligned([header, *rows])
+    made = [f"{made['label']}: {made['note']}" for made in generated(content)]
+    return "\n".join([*([_aligned([header, *rows])] if content["tasks"] else []), *made])
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

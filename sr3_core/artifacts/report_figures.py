@@ -48,7 +48,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """One held-out image: low, baseline, ours, truth. ``boxes``: (left, top, width, height) of the crops in percent of the image."""
+    """One held-out image: low, baseline, ours, truth; or images from noise. ``boxes``: (left, top, width, height) of the crops in percent
+    of the image."""
 
     task: str
     key: str
@@ -66,6 +67,11 @@ def figure(*, task: str, key: str, low: Image, outputs: Mapping[str, Image], tru
     panels += [_panel(label, image, crops, notes) for label, image in (*outputs.items(), ("truth", truth))]
     boxes = tuple((100 * crop.left / width, 100 * crop.top / height, 100 * crop.side / width, 100 * crop.side / height) for crop in crops)
     return Figure(task, key, tuple(panels), boxes)
+
+
+def gallery(*, task: str, key: str, pictures: Mapping[str, Image], notes: Mapping[str, str]) -> Figure:
+    """``pictures`` by label, whole and side by side, with nothing beside them to compare with."""
+    return Figure(task, key, tuple(_panel(label, image, (), notes) for label, image in pictures.items()), ())
 
 
 def detailed_crops(truth: Image, scale: int) -> list[Crop]:

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sr3_core.artifacts.report import OURS, describe, number, span
+from sr3_core.artifacts.report import OURS, describe, generated, number, span
 from sr3_core.artifacts.report_figures import Figure, option_text, search_charts
 
 STYLE = Path(__file__).with_name("report.css")
@@ -14,22 +14,26 @@ STYLE = Path(__file__).with_name("report.css")
 def page(content: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     """The whole page for report.json's ``content`` and the pictures."""
     title = f"Evaluation of {content['title']}"
+    compared = [figure for figure in figures if figure.task in {task["name"] for task in content["tasks"]}]
     body = [
         f"<h1>{_arrows(title)}</h1>",
         f'<div class="soft">{_judged_on(content)}</div>',
         _gate(content["gate"]),
         _notes(content["notes"]),
-        "<h2>Numbers</h2>",
+        "<h2>Numbers</h2>"
         "<p>Means over images with 95 % intervals (bootstrap over photos). The gain is the mean paired difference per photo "
-        "in favour of ours. Bold is the best of a row.</p>",
+        "in favour of ours. Bold is the best of a row.</p>"
+        if content["tasks"]
+        else "",
         *[_task_table(content, task) for task in content["tasks"]],
-        "<h2>Pictures</h2>" if figures else "",
+        "<h2>Pictures</h2>" if compared else "",
         "<p>The crops lie where the truth has most detail; no result was looked at to choose them. Below each picture: its own numbers.</p>"
-        if figures
+        if compared
         else "",
         *[_task_pictures(task, figures) for task in content["tasks"]],
+        _generated(content, figures),
         _search(content),
-        _definitions(content),
+        _definitions(content) if content["tasks"] else "",
         _lineage(content),
     ]
     style = STYLE.read_text(encoding="utf-8")
@@ -44,7 +48,8 @@ def _arrows(text: str) -> str:
 
 def _judged_on(content: Mapping[str, Any]) -> str:
     counts = [f"{_arrows(task['label'])}: n = {task['n']}" for task in content["tasks"]]
-    return f"Held-out images of the split {escape(content['split'])} &middot; " + " &middot; ".join(counts)
+    judged = [f"Held-out images of the split {escape(content['split'])}", *counts] if counts else ["No image was compared with another"]
+    return " &middot; ".join([*judged, *[f"{_arrows(made['label'])}: {made['n']} images" for made in generated(content)]])
 
 
 def _gate(gate: Sequence[Mapping[str, Any]]) -> str:
@@ -126,6 +131,15 @@ def _mine(model: str) -> str:
 def _task_pictures(task: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     own = [figure for figure in figures if figure.task == task["name"]]
     return "".join([f"<h3>{_arrows(task['label'])}</h3>", *[_sample(figure) for figure in own]]) if own else ""
+
+
+def _generated(content: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+    """What was made from noise, with the sentence that says so; nothing where every stage has a low image."""
+    parts: list[str] = []
+    for made in generated(content):
+        parts.append(f"<h3>{_arrows(made['label'])}</h3><p class='soft'>{escape(made['note'])}</p>")
+        parts += [_sample(figure) for figure in figures if figure.task == made["name"]]
+    return f"<h2>From noise</h2>{''.join(parts)}" if parts else ""
 
 
 def _sample(figure: Figure) -> str:

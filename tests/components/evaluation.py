@@ -60,7 +60,13 @@ def make(at: Path) -> World:
     return World(made, tuple(bundle(at / f"x{high}", low, high, made.manifest_sha256) for low, high in pairwise(LEVELS)), at)
 
 
-def bundle(at: Path, low: int, high: int, shards_sha256: str, *, amount: float = AMOUNT) -> tuple[str, str]:
+def from_noise(world: World, at: Path, *, highs: Sequence[int]) -> World:
+    """The same photos, and the bundles of noise -> ``highs``."""
+    pairs = pairwise((None, *highs))
+    return World(world.shards, tuple(bundle(at / f"x{high}", low, high, world.shards.manifest_sha256) for low, high in pairs), at)
+
+
+def bundle(at: Path, low: int | None, high: int, shards_sha256: str, *, amount: float = AMOUNT) -> tuple[str, str]:
     """(uri, sha256) of a bundle of the ``sharpen`` family."""
     plugin = {"name": "tests.plugins.sharpen"}
     training = {"images": 1, "global_batch": 1, "micro_batch": 1, "checkpoint_images": 1, "log_images": 1}

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from components.evaluate import main, plan, work
 from components.evaluate.__main__ import main as command
 from components.evaluate.plan import Job
-from sr3_core import config, storage
+from sr3_core import config, images, storage
 from sr3_core.artifacts import report
 from sr3_core.artifacts.report import EvalReport
 from sr3_core.artifacts.shardset import ShardSet
@@ -185,6 +185,51 @@ def test_pictures_are_kept_for_the_first_images_of_each_task(done: EvalReport) -
     assert len(names) == 4 * plan.NUM_PICTURED
     text = storage.read_bytes(done.page_uri).decode()
     assert text.count('class="sample"') == 3 * plan.NUM_PICTURED
+
+
+def test_a_cascade_from_noise_is_judged_where_it_can_be_and_shown(world: World, tmp_path: Path) -> None:
+    """The stage above the base as ever; base and chain by pictures, with the base's own sampling: neither candidates nor variants."""
+    noisy = small.from_noise(world, tmp_path / "bundles", highs=(16, 32))
+    found = evaluated(noisy, world.evaluation(), tmp_path / "eval")
+    assert found.passed and found.content["title"] == "noise -> 16 -> 32"
+    assert [task["name"] for task in found.content["tasks"]] == ["x32"] == list(found.content["search"])
+    assert found.sampling == {"x16": {"steps": 3}, "x32": {"steps": 1}}
+    assert {note for note in found.notes() if note.startswith("x16")} == {"x16: sharpened 3 times"}
+    base, chain = found.content["generated"]
+    assert [(made["label"], made["n"], made["high"]) for made in (base, chain)] == [
+        ("x16 noise -> 16", plan.NUM_PICTURED, 16), ("cascade noise -> 32", plan.NUM_PICTURED, 32),
+    ]  # fmt: skip
+    assert 0 < base["seconds"] < chain["seconds"] and "Nothing is compared" in base["note"]
+    assert {row["task"] for row in found.content["results"]} == {"x32"} == {verdict["task"] for verdict in found.content["gate"]}
+    levels: list[float] = []
+    for small_one, large_one in zip(base["pictures"], chain["pictures"], strict=True):
+        shown = [images.decode(storage.read_bytes(storage.join(found.uri, report.PICTURES, name))) for name in (small_one, large_one)]
+        assert [picture.shape for picture in shown] == [(16, 16, 3), (32, 32, 3)]
+        assert abs(float(shown[0].mean()) - float(shown[1].mean())) < 1, "the chain goes on from the base's own image"
+        levels.append(float(shown[0].mean()))
+    assert len(set(levels)) == plan.NUM_PICTURED
+    text = storage.read_bytes(found.page_uri).decode()
+    assert text.count('class="sample"') == plan.NUM_PICTURED + 2 and "From noise" in text
+    again = evaluated(noisy, world.evaluation(seed=1), tmp_path / "again")
+    first = [storage.read_bytes(storage.join(of.uri, report.PICTURES, of.content["generated"][0]["pictures"][0])) for of in (found, again)]
+    assert first[0] != first[1], "the draws are those of evaluation.seed"
+
+
+def test_an_unconditional_stage_alone_is_shown_and_compared_with_nothing(world: World, tmp_path: Path) -> None:
+    nothing = {"metrics": [], "search": None, "gate": []}
+    lone = small.from_noise(world, tmp_path / "bundles", highs=(64,))
+    found = evaluated(lone, world.evaluation(**nothing), tmp_path / "eval")
+    assert found.passed and found.content["tasks"] == found.content["results"] == []
+    assert found.table().startswith("x64 noise -> 64: ") and len(found.table().splitlines()) == 1
+    assert found.metrics()["x64/n"] == plan.NUM_PICTURED and found.metrics()["x64/seconds"] > 0
+    rows = pyarrow.parquet.read_table(storage.local_path(storage.join(found.uri, report.TABLE))).to_pylist()
+    assert {(row["split"], row["metric"]) for row in rows} == {(report.NOISE, report.SECONDS)} and len(rows) == plan.NUM_PICTURED
+    search = {"metric": "psnr_rgb", "candidates": [{"steps": 1}, {"steps": 2}]}
+    for asked, line in (({"search": search}, "no stage with a low image"), ({"gate": [{"metric": "psnr", "limit": 1}]}, "no stage with")):
+        with pytest.raises(BadInput, match=line):
+            prepared(lone, world.evaluation(**{**nothing, "metrics": ["psnr"], **asked}), tmp_path)
+    with pytest.raises(BadInput, match="psnr"):
+        prepared(lone, world.evaluation(**{**nothing, "metrics": ["psnrr"]}), tmp_path)
 
 
 @pytest.mark.parametrize(

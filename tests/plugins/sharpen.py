@@ -1,6 +1,7 @@
 """A model and an objective in one file, as small as a family can be: bicubic, sharpened ``steps`` times by a stored ``amount``.
 
-It is deterministic but for ``noise``, so that what evaluation measures is known beforehand.
+It is deterministic but for ``noise``, so that what evaluation measures is known beforehand. An unconditional stage starts from a flat
+image of the brightness that the seed draws.
 """
 
 from collections.abc import Callable, Mapping
@@ -63,8 +64,11 @@ class Predictor:
 
     def predict(self, low: Tensor | None, *, seeds: Any, size: Any = None, labels: Any = None, **sampling: Any) -> Tensor:
         chosen = config.options(Sampling, {**self.stage.sampling, **sampling}, "sampling")
-        assert low is not None
-        image = resample(low, size or (low.shape[-2] * self.stage.scale, low.shape[-1] * self.stage.scale), "bicubic")
+        if low is None:
+            levels = torch.tensor([generator(int(seed), "level", 0).uniform(-1, 1) for seed in seeds], dtype=torch.float32)
+            image = levels[:, None, None, None].expand(-1, self.stage.channels, self.stage.high, self.stage.high)
+        else:
+            image = resample(low, size or (low.shape[-2] * self.stage.scale, low.shape[-1] * self.stage.scale), "bicubic")
         for _ in range(chosen.steps):
             soft = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
             image = image + float(self.network.get_parameter("amount")) * (image - soft)

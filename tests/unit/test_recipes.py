@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from components.evaluate import plan
 from pipeline import cli, preflight
-from sr3_core import config, plugins, summary
+from sr3_core import config, summary
 from sr3_core.diffusion.guard import Ranges
 from sr3_core.errors import BadInput
 
 NAMES = config.recipe_names()
-JUDGED = [name for name in NAMES if any(stage.low is not None for stage in config.load(name).stages)]
 # millions of parameters of a stage: as published, and how far a rebuild may be from it
 PUBLISHED = {
     ("paper_16_128", "sr"): (550, 0.025),
@@ -59,18 +59,18 @@ def test_the_published_sizes_are_of_recipes_that_are_there() -> None:
     assert {(name, stage.name) for name in NAMES for stage in config.load(name).stages} >= set(PUBLISHED)
 
 
-@pytest.mark.parametrize("name", JUDGED)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_plug_in_takes_its_options(name: str) -> None:
     preflight.check_plugins(config.load(name))
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(JUDGED)))
-def test_an_unconditional_recipe_has_sound_stages_but_nothing_to_be_judged_by(name: str) -> None:
-    recipe = config.load(name)
-    for stage in recipe.stages:
-        assert plugins.load("objectives", stage.objective.name).Objective(stage, {}).stage == stage
-    with pytest.raises(BadInput, match="without a low image"):
-        preflight.check_plugins(recipe)
+def test_what_starts_from_noise_is_drawn_and_what_has_a_low_image_is_judged() -> None:
+    cases = {"janspiry_unconditional_128": ([], ["base"]), "cascade_1024": (["sr256", "sr1024"], ["base64", "cascade"])}
+    for name, (judged, drawn) in cases.items():
+        stages = config.load(name).stages
+        assert ([task.name for task in plan.tasks(stages)], [made.name for made in plan.generated(stages)]) == (judged, drawn)
+    with pytest.raises(BadInput, match="nothing to be judged by"):
+        config.load("janspiry_unconditional_128", ["evaluation.gate=[{metric: psnr, limit: 1}]"])
 
 
 def said_by_the_guard(name: str, *overrides: str) -> list[Ranges]:
@@ -92,7 +92,7 @@ def test_the_other_schedules_end_in_noise(name: str) -> None:
         assert item.terminal_gamma < 1e-3 and not any(note.startswith("waived") for note in item.notes)
 
 
-@pytest.mark.parametrize("name", [name for name in JUDGED if name != "demo"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "demo"])
 def test_it_compiles_as_it_is_and_runs_once_its_folder_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(cli.main, ["compile", name, "-o", "pipeline.yaml"])

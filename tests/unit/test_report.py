@@ -52,6 +52,7 @@ def content(*, ours: float = 0.3, passed: bool = True) -> dict[str, Any]:
                 "seconds": {"ours": 1},
             }
         ],
+        "generated": [],
         "metrics": [{"name": "lpips", "better": "lower", "unit": "", "colour": "RGB", "border": {"x4": 0}, "note": "AlexNet"}],
         "results": [
             {"task": "x4", "model": model, "metric": "lpips", **stated(mean), "worst_key": "<b>bad</b>", "worst": mean}
@@ -177,6 +178,37 @@ def test_the_page_states_numbers_and_escapes_names() -> None:
     assert "<ul" not in page({**content(), "notes": {"x4": []}, "gate": []})
     assert "Gate: all 1 rules hold" in text
     assert "Gate: 1 of 1 rules fail" in page(content(passed=False))
+
+
+GENERATED = {
+    "name": "base", "label": "base noise -> 64", "high": 64, "n": 2, "seed": 0, "seconds": 0.5, "note": "Nothing is compared: <no> truth.",
+    "pictures": ["base/sample-1.ours.png", "base/sample-2.ours.png"],
+}  # fmt: skip
+
+
+def test_what_is_made_from_noise_is_shown_and_has_no_table() -> None:
+    of = {**content(), "generated": [GENERATED]}
+    pictures = {f"sample-{number}": IMAGE for number in (1, 2)}
+    gallery = report_figures.gallery(task="base", key="base noise -> 64, seed 0", pictures=pictures, notes={"sample-1": "0.500 s"})
+    text = report_page.page(of, [gallery])
+    found = _References()
+    found.feed(text)
+    assert found.open == [] and found.images == 2 and all(load.startswith("data:image/") for load in found.loads)
+    assert "Nothing is compared: &lt;no&gt; truth." in text and "<h2>Numbers</h2>" in text and "<h2>Pictures</h2>" not in text
+    assert report.summary_table(of).splitlines()[-1] == "base noise -> 64: Nothing is compared: <no> truth."
+    nothing = {"tasks": [], "metrics": [], "results": [], "gains": [], "gate": [], "search": {}}
+    alone = {**of, **nothing}
+    assert report.summary_table(alone) == "base noise -> 64: Nothing is compared: <no> truth."
+    text = report_page.page(alone, [gallery])
+    assert "No image was compared" in text and "<h2>Numbers</h2>" not in text and "How it was measured" not in text
+
+
+def test_a_report_of_code_that_knew_nothing_of_noise_is_read(tmp_path: Path) -> None:
+    old = {name: value for name, value in content().items() if name != "generated"}
+    made = report.publish(str(tmp_path), old, [], page="")
+    assert EvalReport.open(made.uri).metrics()["x4/n"] == 3 and len(made.table().splitlines()) == 3
+    both = report.publish(str(tmp_path / "new"), {**old, "generated": [GENERATED]}, [], page="")
+    assert {name: both.metrics()[name] for name in ("base/n", "base/seconds")} == {"base/n": 2, "base/seconds": 0.5}
 
 
 def test_crops_lie_where_the_truth_has_detail_on_low_image_pixels() -> None:
