@@ -206,6 +206,29 @@ def _made(command: Any) -> Any:
 
 
 @main.command()
+@click.argument("source")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="uri=... for the source, data.levels=..., or as in run.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable; the keys stand in sr3_core/doctor_findings.py.")
+@click.option("--report", default="", metavar="DIR", help="Also write doctor.html, with pictures of the worst, and doctor.json there.")
+@click.option("--limit", type=click.IntRange(min=1), help="Look at so many inputs, always the same ones; the others are listed.")
+@click.option("--verbose", is_flag=True, help="Name every input that something is said of.")
+def doctor(source: str, overrides: tuple[str, ...], as_json: bool, report: str, limit: int | None, verbose: bool) -> None:
+    """Look at every input of SOURCE before training: a folder or URI, a source plug-in, or a recipe (then its data section).
+
+    Exit codes: 0 usable, perhaps with warnings; 1 nothing usable, or the recipe's prepare would refuse it; 2 no such source.
+
+    \b
+    sr3 doctor ~/photos --report doctor/
+    sr3 doctor gs://bucket/photos --limit 2000 --set 'data.levels=[64, 256]'
+    sr3 doctor div2k --set uri=/data/DIV2K
+    sr3 doctor demo --json
+    """
+    from sr3_core import doctor as implementation
+
+    sys.exit(implementation.run(source, overrides, as_json=as_json, report=report, limit=limit, verbose=verbose))
+
+
+@main.command()
 @click.argument("images", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, help="A .png or .jpg file for one image, a folder for several.")
 @_made

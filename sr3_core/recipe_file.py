@@ -21,10 +21,15 @@ def recipe_names() -> list[str]:
 def read(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The values of a recipe by name or path (beside the file that extends it first), overrides applied, credentials refused."""
     values = _read_extending(name_or_path, Path(), seen=())
+    change(values, overrides)
+    return values
+
+
+def change(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Apply ``a.b=c`` to ``values`` one after the other. Raises BadInput for a key that cannot be there, and for credentials."""
     for override in overrides:
         _apply(values, override)
     refuse_secrets(values)
-    return values
 
 
 _SECRET_KEY = re.compile(r"token|secret|password|access_key|credential", re.IGNORECASE)
