@@ -118,6 +118,8 @@ class Options(Section):
             raise ValueError(f"attention_depths {list(self.attention_depths)} must be from {-depths} to {depths - 1}")
         if (self.fed == "t") != (self.table is not None):
             raise ValueError("fed=t and table go together: t counts the steps of the training table")
+        if self.table is not None and self.table.gammas()[-1] <= 0.0:
+            raise ValueError("fed=t needs a table that ends above gamma 0: its levels are told apart by -log gamma; feed log_snr instead")
         return self
 
     @property

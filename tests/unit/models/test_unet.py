@@ -179,6 +179,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"attention_depths": [2]}, "attention_depths"),
     ({"fed": "t"}, "fed=t and table go together"),
     ({"table": TABLE}, "fed=t and table go together"),
+    ({"fed": "t", "table": {**TABLE, "rescale_zero_terminal_snr": True}}, "ends above gamma 0"),
 ]
 
 
