@@ -5,6 +5,7 @@ without loss (16 bits of several channels; 2 channels, or more than 4) is in num
 """
 
 import io
+import zlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ _FILTERS: dict[str, Image.Resampling] = {
 }
 _PROFILED = frozenset({"RGB", "RGBA", "CMYK"})  # modes whose colour profile is followed
 _EXIF_ORIENTATION = 0x0112
+_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # then width, height, 4 bytes, interlace at 28, the checksum at 29
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES = 258, 262, 277
 
 
@@ -116,6 +118,17 @@ def decode(data: bytes, *, channels: int = 3, bits: int = 8) -> Array:
     except Exception as error:  # a decoder that meets hostile bytes raises anything, SyntaxError and struct.error among them
         raise _damage(error) from None
     return np.ascontiguousarray(array.reshape(*array.shape[:2], channels))
+
+
+def first_rows(data: bytes, rows: int) -> bytes:
+    """A PNG cut to its first ``rows`` rows without decoding it: its header says so many, and what follows them is never inflated.
+
+    Anything else (another format, an interlaced PNG, one of no more rows) is returned as it is.
+    """
+    if data[:16] != _PNG_START or data[28:29] != b"\0" or rows >= int.from_bytes(data[20:24], "big"):
+        return data
+    header = data[12:20] + rows.to_bytes(4, "big") + data[24:29]
+    return data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
 
 
 def holds(format: Format, *, channels: int, bits: int) -> bool:
