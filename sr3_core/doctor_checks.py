@@ -29,7 +29,8 @@ RINGS = 32
 # one the same after JPEG filled what is above it. (window's factor, lowest and highest centre, limit)
 NARROW = (1.4, 0.15, 0.75, 5.65)
 WIDE = (2.2, 0.20, 0.65, 4.75)
-CENTRE_TO_SCALE = 1.25  # an image enlarged by s falls most steeply at about 1.25 / s
+NEAR_STEEPEST = 0.9  # where the fall begins: the lowest centre with this part of the steepest
+CENTRE_TO_SCALE = 1.1  # of an image enlarged by s that is at about 1.1 / s (medians: 2.0, 2.8, 3.7 for 2, 3, 4; after JPEG 2.6, 3.1, 4.0)
 MAX_SCALE = 8.0
 REPEAT_RATIO = 1.3  # steps between blocks over steps inside them; photos reach 1.18 at JPEG 30, x2 copies start at 1.19 at JPEG 50
 CLEAR_REPEAT_RATIO = 2.0  # bicubic x2 has up to 1.7 of it as well
@@ -106,17 +107,19 @@ def spectrum(tiles: list[Luminance]) -> NDArray[np.float64]:
 
 
 def steepest_fall(rings: NDArray[np.float64]) -> tuple[float, float]:
-    """(frequency of the steepest fall, its exponent over the limit) by the stronger of the two windows."""
+    """(frequency where the steepest fall begins, by the narrow window; its exponent over the limit, by the stronger of the two)."""
     frequencies = (np.arange(RINGS) + 0.5) / RINGS
     logs = np.log10(frequencies)
-    best: list[tuple[float, float]] = []
+    begins: list[float] = []
+    strengths: list[float] = []
     for factor, low, high, limit in (NARROW, WIDE):
         falls: list[tuple[float, float]] = []
         for centre in np.linspace(low, high, 25):
             inside = (frequencies >= centre / factor) & (frequencies <= min(centre * factor, 1))
             falls.append((-float(np.polyfit(logs[inside], rings[inside], 1)[0]) / limit, float(centre)))
-        best.append(max(falls))
-    return best[0][1], max(best)[0]  # the narrow window says where, whichever says how much
+        strengths.append(max(falls)[0])
+        begins.append(next(centre for strength, centre in falls if strength >= NEAR_STEEPEST * strengths[-1] or strengths[-1] <= 0))
+    return begins[0], max(strengths)
 
 
 def repeats(tiles: list[Luminance]) -> tuple[int, float]:

@@ -24,6 +24,7 @@ NEAR_BITS = 6  # of 64: two perceptual hashes that differ in at most so many are
 REACHED_SHARE = 0.5  # the largest level proposed is one that at least this part of the photos reaches
 STAGE_SCALE = 4  # from one proposed level to the next
 SMALLEST_LOW = 16
+MOST_LEVELS = 3
 MANY_SHARE = 0.05  # of the photos: a warning's subject is said to matter from here on
 REASON_ALL = "nothing usable"
 
@@ -158,36 +159,40 @@ def leakage(good: Sequence[Seen], groups: Sequence[Sequence[Seen]], near_pairs: 
 
 
 def proposed(seen: Sequence[Seen], source: str, options: Mapping[str, Any]) -> Data | None:
-    """A data section that works for these inputs; None when too few of them reach two levels."""
+    """A data section that prepare takes for these inputs, with the largest levels it can have; None when there is none."""
     good = [item for item in seen if not item.reason]
-    top = next((level for level in reversed(LADDER) if _share(item.sharp_side >= level for item in good) >= REACHED_SHARE), None)
-    levels: list[int] = []
-    while top is not None and top >= SMALLEST_LOW and len(levels) < 3:
-        levels.insert(0, top)
-        top //= STAGE_SCALE
-    if len(levels) < 2:
-        return None
+    for top in reversed(LADDER):
+        levels = [top // STAGE_SCALE**power for power in reversed(range(MOST_LEVELS)) if top // STAGE_SCALE**power >= SMALLEST_LOW]
+        if len(levels) < 2 or _share(item.sharp_side >= top for item in good) < REACHED_SHARE:
+            continue
+        for start in range(len(levels) - 1):  # the optional largest level may be one that a split lacks altogether
+            data = _section(good, levels[: len(levels) - start], source, options)
+            made = planned(seen, data)
+            share = len(made.rejected) / (len(made.rejected) + made.accepted)
+            if share > data.max_rejected_share:
+                data = data.model_copy(update={"max_rejected_share": math.ceil(100 * share) / 100})
+            try:
+                plan.refuse_too_few(made, data, "")
+            except BadInput:
+                continue
+            return data
+    return None
+
+
+def _section(good: Sequence[Seen], levels: list[int], source: str, options: Mapping[str, Any]) -> Data:
     bits, channels = depth_and_channels(good)
-    minimum = {split: 1 if len(good) >= 3 else 0 for split in config.SPLITS}
-    published = all(item.split is not None for item in good)
-    required = dict.fromkeys(config.SPLITS, levels[:2]) if len(levels) > 2 else {}
-    tiles = statistics.median(item.sharp_side for item in good) >= 2 * levels[-1]
+    is_published = {item.split for item in good} == set(config.SPLITS)  # with all three, and nothing beside them
     values: dict[str, Any] = {
         "source": source,
         "options": dict(options),
         "levels": levels,
-        "required_levels": required,
-        "fit": "tiles" if tiles else "crop",
+        "required_levels": dict.fromkeys(config.SPLITS, levels[:2]) if len(levels) > 2 else {},
+        "fit": "tiles" if statistics.median(item.sharp_side for item in good) >= 2 * levels[-1] else "crop",
         "bits": bits,
         "channels": channels,
-        "split": {"by": "published" if published else "content_hash", "minimum": minimum},
+        "split": {"by": "published" if is_published else "content_hash"},
     }
-    data = Data.model_validate(values)
-    made = planned(seen, data)
-    share = len(made.rejected) / (len(made.rejected) + made.accepted)
-    if share > data.max_rejected_share:
-        return data.model_copy(update={"max_rejected_share": math.ceil(100 * share) / 100})
-    return data
+    return Data.model_validate(values)
 
 
 def depth_and_channels(good: Sequence[Seen]) -> tuple[int, int]:
@@ -213,7 +218,7 @@ def verdict(content: Mapping[str, Any], seen: Sequence[Seen], data: Data | None,
     if not good:
         problems.append(f"{REASON_ALL}: all of {content['inputs']['looked_at']} inputs are refused")
     elif data is None:
-        problems.append(f"{REASON_ALL}: fewer than half of the photos reach {SMALLEST_LOW * STAGE_SCALE} sharp pixels on their short side")
+        problems.append(f"{REASON_ALL}: no levels of {SMALLEST_LOW} pixels or more that half of the photos and every split reach")
     else:
         try:
             made = planned(seen, data)

@@ -177,8 +177,9 @@ def _verdict(content: Content) -> str:
     verdict = content["verdict"]
     if not verdict["usable"]:
         return "verdict: not usable as it is"
-    end = " with the warnings above" if verdict["warnings"] else ""
-    return f"verdict: prepare takes it{end}" if content["judged"] else f"verdict: usable{end}; a recipe with these values works:"
+    count = len(verdict["warnings"])
+    end = f", with {count} warning{'s' if count > 1 else ''}" if count else ""
+    return f"verdict: prepare takes it{end}" if content["judged"] else f"verdict: usable{end}; a recipe with these values works"
 
 
 def _names(names: Sequence[str], *, verbose: bool) -> str:
