@@ -204,7 +204,8 @@ def create_exclusive(uri: str, data: bytes) -> bool:
 def list_files(uri: str, *, suffixes: Collection[str] | None = None) -> list[FileInfo]:
     """Every file below ``uri`` at any depth, sorted by relative path; hidden ones left out; ``suffixes`` lower case, with the dot.
 
-    A folder that is missing gives an empty list; one that cannot be listed raises PermissionError. Linked folders are followed once.
+    A folder that is missing gives an empty list; one that cannot be listed raises PermissionError. Linked folders are followed once and
+    never up; a link that leads nowhere is listed: whoever reads it is told.
     """
     if is_local(uri):
         found = _list_local(local_path(uri))
@@ -295,7 +296,7 @@ def check_writable(uri: str) -> None:
 
 def _list_local(root: Path) -> list[FileInfo]:
     found: list[FileInfo] = []
-    seen = {os.path.realpath(root)}  # a linked folder may lead back up
+    seen = {os.path.realpath(root), *map(str, Path(os.path.realpath(root)).parents)}  # a linked folder may lead back up
 
     def refuse(error: OSError) -> NoReturn:
         raise error
@@ -311,9 +312,10 @@ def _list_local(root: Path) -> list[FileInfo]:
         folders.sort()
         for name in names:
             path = os.path.join(folder, name)
-            if not os.path.isfile(path):  # a broken link, a socket
-                continue
-            status = os.stat(path)
+            try:
+                status = os.stat(path)
+            except OSError:  # a link that leads nowhere, or round: who reads it is told, nothing is left out unsaid
+                status = os.lstat(path)
             relative = os.path.relpath(path, root).replace(os.sep, "/")
             found.append(FileInfo(path, relative, status.st_size, str(status.st_mtime_ns)))
     return found

@@ -183,6 +183,9 @@ def make(photos: Sequence[Photo], data: Data) -> Plan:
     """
     rejected = [_as_rejected(photo) for photo in photos if photo.reason]
     good = [photo for photo in photos if not photo.reason]
+    flat_photos = {photo.key: _flat(photo, data) for photo in good if _flat(photo, data)}
+    rejected += [Rejected(photo.key, photo.uri, "flat photo", flat_photos[photo.key]) for photo in good if photo.key in flat_photos]
+    good = [photo for photo in good if photo.key not in flat_photos]
     pairs = near.close_pairs((int(photo.near_hash, 16) for photo in good), data.near_duplicates) if data.near_duplicates is not None else {}
     published = data.split.by == "published" or (data.split.by == "auto" and all(photo.split is not None for photo in good))
     splits = _published(good, pairs, rejected) if published else _by_content_hash(good, pairs, data)
@@ -192,14 +195,10 @@ def make(photos: Sequence[Photo], data: Data) -> Plan:
         split = splits.get(photo.key)
         if split is None:
             continue
-        tiles = crops(photo.height, photo.width, data) if photo.flat else []
         if not _fits(photo, split, data):
             need = max(data.required(split))
             text = f"{photo.width} x {photo.height}; {split} needs {need} x {need}"
             rejected.append(Rejected(photo.key, photo.uri, "too small", text))
-        elif tiles and len(photo.flat) == len(tiles):
-            text = f"all {len(tiles)} tiles; the most detailed has {max(photo.flat.values())}, at least {data.tiles.min_detail:g}"
-            rejected.append(Rejected(photo.key, photo.uri, "flat photo", text))
         else:
             accepted[split].append(photo)
             least = f"at least {data.tiles.min_detail:g}, data.tiles.min_detail"
@@ -262,6 +261,13 @@ def _refused(photo: Photo, reason: str, detail: str) -> Photo:
 
 def _as_rejected(photo: Photo) -> Rejected:
     return Rejected(photo.key, photo.uri, photo.reason, photo.detail)
+
+
+def _flat(photo: Photo, data: Data) -> str:
+    """What to say of a photo all of whose tiles are flat; "" for others."""
+    if not photo.flat or len(photo.flat) < len(crops(photo.height, photo.width, data)):
+        return ""
+    return f"none of its {len(photo.flat)} tiles has more detail than {max(photo.flat.values())}; at least {data.tiles.min_detail:g}"
 
 
 def _fits(photo: Photo, split: SplitName, data: Data) -> bool:

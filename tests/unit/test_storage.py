@@ -146,15 +146,18 @@ def test_full_disk_is_bad_input() -> None:
         stream.write(b"x")
 
 
-def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+def test_linked_folders_are_followed_once_and_dead_links_listed(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "data" / "1.png").write_bytes(b"x")
     (tmp_path / "other" / "2.png").write_bytes(b"x")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "other")
+    (tmp_path / "data" / "up").symlink_to("..")
     (tmp_path / "data" / "dead.png").symlink_to(tmp_path / "gone.png")
-    assert [info.path_relative for info in storage.list_files(str(tmp_path / "data"))] == ["1.png", "link/2.png"]
+    (tmp_path / "data" / "round.png").symlink_to("round.png")
+    names = ["1.png", "dead.png", "link/2.png", "round.png"]
+    assert [info.path_relative for info in storage.list_files(str(tmp_path / "data"))] == names
 
 
 def test_absolute_and_join() -> None:
