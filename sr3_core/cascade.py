@@ -1,4 +1,4 @@
-"""Models chained: each stage's output, rounded to uint8 as it would be stored, is the next stage's low image. One folder holds them all.
+"""Models chained: each stage's output, rounded as it would be stored, is the next stage's low image. One folder holds them all.
 
 <folder>/stages/<name>/...    one ModelBundle a stage, its chosen sampling inside
 <folder>/metrics.json         what evaluation measured        <folder>/card.md     what a reader should know
@@ -34,7 +34,15 @@ class Cascade:
                 raise BadInput(got, "stages that chain", "pass the bundles in the order of the cascade")
         if not bundles:
             raise BadInput("a cascade of no stages", "one bundle or more", "pass the bundles of the trained stages")
+        if len({bundle.bits for bundle in bundles}) > 1:
+            depths = ", ".join(f"{bundle.stage.name} {bundle.bits}" for bundle in bundles)
+            raise BadInput(f"stages of different bits ({depths})", "stages of one depth", "train them on one ShardSet")
         self.bundles, self.uri, self.manifest = tuple(bundles), uri, dict(manifest or {})
+
+    @property
+    def bits(self) -> int:
+        """8 or 16: of the images between the stages and of the output."""
+        return self.bundles[0].bits
 
     @property
     def scale(self) -> int:
@@ -61,7 +69,7 @@ class Cascade:
             chosen = sampling[index] if sampling is not None else {}
             at = size if index == stop - 1 else None
             prediction = self.bundles[index].predict(low, seeds=stage_seeds(seeds, index), size=at, labels=labels, **chosen)
-            low = signed(quantised(prediction))
+            low = signed(quantised(prediction, self.bits))
             yield low
 
     def predict(
@@ -89,7 +97,7 @@ class Cascade:
         lineage: Mapping[str, Any],
     ) -> str:
         """Write the bundles with their chosen ``sampling`` into one folder, the manifest last; returns the manifest's sha256."""
-        cls(bundles)
+        bits = cls(bundles).bits
         stages: list[dict[str, Any]] = []
         for bundle, chosen in zip(bundles, sampling, strict=True):
             folder = f"stages/{bundle.stage.name}"
@@ -103,6 +111,7 @@ class Cascade:
                 metrics=dict(metrics),
                 card=card,
                 sampling=dict(chosen),
+                bits=bits,
             )
             stages.append({"name": bundle.stage.name, "folder": folder, "sha256": sha256, "sampling": dict(chosen)})
         storage.write_bytes(storage.join(folder_uri, "card.md"), card.encode())
@@ -110,7 +119,7 @@ class Cascade:
             "metrics.json": storage.write_json(storage.join(folder_uri, "metrics.json"), metrics),
             "card.md": storage.sha256(storage.join(folder_uri, "card.md")),
         }
-        manifest = {"schema": SCHEMA_VERSION, "stages": stages, "files": files, "lineage": dict(lineage)}
+        manifest = {"schema": SCHEMA_VERSION, "bits": bits, "stages": stages, "files": files, "lineage": dict(lineage)}
         return storage.write_json(storage.join(folder_uri, MANIFEST), manifest)
 
     @classmethod

@@ -77,10 +77,11 @@ def check(target: str, *, outputs: Sequence[str], force: bool) -> str:
     return name
 
 
-def picture(chain: Chain, target: str, *, low: Picture | None, result: Picture) -> bytes:
+def picture(chain: Chain, target: str, *, low: images.Array | None, result: images.Array) -> bytes:
     """The file's bytes, by the ending of ``target``. ``low`` (None: there was none) and ``result`` are the first stage's input and the
-    last one's output."""
+    last one's output, of any depth and number of channels."""
     suffix = Path(target).suffix.lower()
+    low, result = None if low is None else images.preview(low), images.preview(result)
     if suffix not in ANIMATED:
         return images.encode(grid(chain, low=low, result=result))
     frames = animation(chain, result=result)
@@ -125,7 +126,7 @@ def grid(chain: Chain, *, low: Picture | None, result: Picture) -> Picture:
 
 def _moment(noisy: Tensor, predicted: Tensor) -> tuple[Picture, Picture]:
     """uint8 of at most SIDE pixels: the noise sampled, since averaging would hide it, and the prediction averaged."""
-    state, clean = (images.from_unit(tensor[0].float().cpu().numpy()) for tensor in (noisy, predicted))
+    state, clean = (images.preview(images.from_unit(tensor[0].float().cpu().numpy())) for tensor in (noisy, predicted))
     size = _bounded(state, SIDE)
     return images.resize(state, size, "nearest"), images.resize(clean, size, "box")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from sr3_core import images, seeds, storage, tracking
@@ -54,6 +53,11 @@ class Upscaler:
         return self.cascade.bundles[0].stage.channels
 
     @property
+    def bits(self) -> int:
+        """Bits of a channel of input and output, 8 or 16."""
+        return self.cascade.bits
+
+    @property
     def description(self) -> str:
         """The stages in order: ``base noise -> 64, sr256 64 -> 256``."""
         return ", ".join(f"{bundle.stage.name} {bundle.stage.sizes}" for bundle in self.cascade.bundles)
@@ -74,24 +78,25 @@ class Upscaler:
 
     def upscale(
         self,
-        image: NDArray[np.uint8],
+        image: images.Array,
         *,
         seed: int = 0,
         sample: int = 0,
         on_stage: Callable[[str], None] | None = None,
         on_prediction: OnPrediction | None = None,
         **sampling: Any,
-    ) -> NDArray[np.uint8]:
-        """(H, W, C) uint8 -> (scale x H, scale x W, C) uint8. ``sample`` numbers the draws of one ``seed``.
+    ) -> images.Array:
+        """(H, W, C) uint8, or uint16 for a model of 16 bits -> (scale x H, scale x W, C) of that type. ``sample`` numbers draws of ``seed``.
 
         ``sampling`` overrides the chosen options of every stage. ``on_stage`` hears the name of each finished stage, ``on_prediction``
         after every call of a network the stage's name, gamma, the noisy state and the predicted clean image, both (1, C, H, W). Raises
-        BadInput for another number of channels, an output above MAX_OUTPUT_PIXELS, unknown sampling options and a model that starts from
-        noise.
+        BadInput for another depth or number of channels, an output above MAX_OUTPUT_PIXELS, unknown sampling options and a model that
+        starts from noise.
         """
         self.check_upscales()
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels or not image.size:
-            raise BadInput(f"an image of {image.dtype} {image.shape}", f"uint8 (height, width, {self.channels})", "convert it")
+        if image.dtype.name != f"uint{self.bits}" or image.ndim != 3 or image.shape[2] != self.channels or not image.size:
+            allowed = f"uint{self.bits} (height, width, {self.channels})"
+            raise BadInput(f"an image of {image.dtype} {image.shape}", allowed, "convert it")
         height, width = image.shape[:2]
         if height * width * self.scale**2 > MAX_OUTPUT_PIXELS:
             got = f"an output of {width * self.scale} x {height * self.scale} pixels ({width} x {height}, x{self.scale})"
@@ -111,8 +116,8 @@ class Upscaler:
         on_stage: Callable[[str], None] | None = None,
         on_prediction: OnPrediction | None = None,
         **sampling: Any,
-    ) -> NDArray[np.uint8]:
-        """An image from noise, (side, side, C) uint8; the arguments are those of ``upscale``.
+    ) -> images.Array:
+        """An image from noise, (side, side, C) uint8 or uint16; the arguments are those of ``upscale``.
 
         Raises BadInput for unknown sampling options and a model that starts from a low image.
         """
@@ -122,14 +127,14 @@ class Upscaler:
 
     def _last(
         self, low: torch.Tensor | None, drawn: int, sampling: list[dict[str, Any]], on_stage: Callable[[str], None] | None
-    ) -> NDArray[np.uint8]:
+    ) -> images.Array:
         """The last stage's image (H, W, C) for ``low`` (1, C, h, w) or from noise, by the seed ``drawn``."""
         made: list[torch.Tensor] = []
         for bundle, output in zip(self.cascade.bundles, self.cascade.outputs(low, seeds=[drawn], sampling=sampling), strict=True):
             made = [output]
             if on_stage is not None:
                 on_stage(bundle.stage.name)
-        return images.from_unit(made[0][0].cpu().numpy())
+        return images.from_unit(made[0][0].cpu().numpy(), bits=self.bits)
 
     def _heard(self, sampling: Mapping[str, Any], on_prediction: OnPrediction | None, height: int, width: int) -> list[dict[str, Any]]:
         """The sampling options of each stage, its predictions told to ``on_prediction`` without what the padding added."""
@@ -184,25 +189,25 @@ def load_model(uri: str, *, mlflow_uri: str = "", stage: str = "") -> Upscaler:
     return _load_folder(uri, stage)
 
 
-def upscale(
-    image: NDArray[np.uint8] | str | Path, *, model: Upscaler, seed: int = 0, sample: int = 0, **sampling: Any
-) -> NDArray[np.uint8]:
-    """``model.upscale`` of an (H, W, C) uint8 array or of an image file (any URI)."""
-    array = image if isinstance(image, np.ndarray) else read_image(str(image), model.channels)
+def upscale(image: images.Array | str | Path, *, model: Upscaler, seed: int = 0, sample: int = 0, **sampling: Any) -> images.Array:
+    """``model.upscale`` of an (H, W, C) array or of an image file (any URI)."""
+    array = image if isinstance(image, np.ndarray) else read_image(str(image), channels=model.channels, bits=model.bits)
     return model.upscale(array, seed=seed, sample=sample, **sampling)
 
 
-def read_image(uri: str, channels: int) -> NDArray[np.uint8]:
+def read_image(uri: str, *, channels: int, bits: int) -> images.Array:
     """Decode the image at ``uri``; BadInput when it is missing, unreadable or no usable image."""
     if not storage.exists(uri):
         raise BadInput(f"no image at {uri}", "a file that is there", "check the path")
     storage.check_readable(uri)
     try:
-        return images.decode(storage.read_bytes(uri), channels=channels)
+        return images.decode(storage.read_bytes(uri), channels=channels, bits=bits)
     except IsADirectoryError:
         raise BadInput(f"{uri} is a folder", "an image file", "name the images in it") from None
     except images.BadImage as error:
-        raise BadInput(f"{uri}: {error}", "a sound 8-bit image without transparency", "convert or replace it") from None
+        what = "an alpha" if channels == 4 else "no transparency" if channels in images.PICTURED else ".npy"
+        allowed = f"a sound image of {channels} channels of {bits} bits ({what})"
+        raise BadInput(f"{uri}: {error}", allowed, "convert or replace it") from None
 
 
 def registered_bundle(uri: str, mlflow_uri: str, folder: Path) -> Path:
@@ -223,7 +228,7 @@ def registered_bundle(uri: str, mlflow_uri: str, folder: Path) -> Path:
     return path
 
 
-def reflected(image: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
+def reflected(image: images.Array, multiple: int) -> images.Array:
     """``image`` (H, W, C) continued by reflection at the bottom and right until both sides are multiples of ``multiple``."""
     height, width = image.shape[:2]
     return np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="symmetric")

@@ -14,7 +14,7 @@ from sr3_core.progress import Progress, say
 from sr3_core.tracking_uri import DEFAULT_ROOT
 
 ALIAS = "champion"
-_FORMATS: dict[str, images.Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
+_FORMATS: dict[str, images.Format] = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg", ".npy": "npy"}
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for a name or version, and for an alias
 
 
@@ -41,13 +41,15 @@ def run(
     if samples < 1 or seed < 0 or (steps is not None and steps < 1):
         raise BadInput(f"--samples {samples} --seed {seed} --steps {steps}", "samples >= 1, seed >= 0, steps >= 1", "change the value")
     room = "sample" if inputs is None else "upscale"
-    targets = named(["sample"], out, samples=samples, force=force) if inputs is None else plan(inputs, out, samples=samples, force=force)
+    given_names = {"samples": samples, "force": force}
+    targets = named(["sample.png"], out, **given_names) if inputs is None else plan(inputs, out, **given_names)
     chain = chains.check(chain, outputs=[name for names in targets for name in names], force=force) if chain else ""
     upscaler = find_model(model, mlflow_uri=mlflow_uri, root=root, stage=stage, room=room)
     if inputs is None:
         upscaler.check_samples()
     else:
         upscaler.check_upscales()
+    refuse_formats([name for names in targets for name in names], upscaler)
     upscaler.to_accelerator()
     say(room, f"model: {upscaler.description}" + (f" (x{upscaler.scale})" if inputs is not None else ""))
     sampling: dict[str, Any] = {**({"steps": steps} if steps is not None else {}), **({"sampler": sampler} if sampler else {})}
@@ -59,7 +61,7 @@ def run(
 
     with Progress(room, "all", total=len(targets) * samples * stages, unit="stages") as progress:
         for uri, names in zip(inputs or ["noise"], targets, strict=True):
-            array = None if inputs is None else read_image(uri, upscaler.channels)
+            array = None if inputs is None else read_image(uri, channels=upscaler.channels, bits=upscaler.bits)
             origin = "noise" if array is None else f"{array.shape[1]} x {array.shape[0]}"
             for sample, name in enumerate(names):
                 kept = chains.Chain(stages=stages)
@@ -83,25 +85,27 @@ def plan(inputs: Sequence[str], out: str, *, samples: int, force: bool) -> list[
     for uri in inputs:
         if not storage.exists(uri):
             raise BadInput(f"no image at {uri}", "a file that is there", "check the path")
-    return named([Path(uri.rstrip("/")).stem for uri in inputs], out, samples=samples, force=force)
+    names = [Path(uri.rstrip("/")) for uri in inputs]
+    names = [f"{name.stem}{'.npy' if name.suffix.lower() == '.npy' else '.png'}" for name in names]
+    return named(names, out, samples=samples, force=force)
 
 
-def named(stems: Sequence[str], out: str, *, samples: int, force: bool) -> list[list[str]]:
-    """The output names of what is called ``stems``, one per sample: ``out`` itself, or files below the folder ``out``.
+def named(files: Sequence[str], out: str, *, samples: int, force: bool) -> list[list[str]]:
+    """The output names, one per sample: ``out`` itself for one file, or ``files`` below the folder ``out``.
 
     Raises BadInput for names that are no images', that collide, that are there already (without ``force``) or cannot be written.
     """
     is_folder = out.endswith("/") or (storage.is_local(out) and storage.local_path(out).is_dir())
-    if len(stems) > 1 and not is_folder and _suffix(out) in _FORMATS:
+    if len(files) > 1 and not is_folder and _suffix(out) in _FORMATS:
         raise BadInput(
-            f"{len(stems)} images and OUT {out}", "a folder for several images", f"give a folder, as -o {out.rpartition('.')[0]}/"
+            f"{len(files)} images and OUT {out}", "a folder for several images", f"give a folder, as -o {out.rpartition('.')[0]}/"
         )
-    if len(stems) == 1 and not is_folder:
+    if len(files) == 1 and not is_folder:
         if _suffix(out) not in _FORMATS:
             raise BadInput(f"OUT {out}", f"a name that ends in {', '.join(_FORMATS)}, or a folder with / at its end", "change OUT")
         base = [storage.absolute(out)]
     else:
-        base = [storage.join(storage.absolute(out), f"{stem}.png") for stem in stems]
+        base = [storage.join(storage.absolute(out), file) for file in files]
     targets = [[_numbered(name, sample) for sample in range(samples)] if samples > 1 else [name] for name in base]
     names = [name for group in targets for name in group]
     for name in names:
@@ -112,6 +116,16 @@ def named(stems: Sequence[str], out: str, *, samples: int, force: bool) -> list[
     for folder in {name.rpartition("/")[0] for name in names}:
         storage.check_writable(folder)
     return targets
+
+
+def refuse_formats(names: Sequence[str], upscaler: Upscaler) -> None:
+    """BadInput for a name whose format does not hold what the model makes."""
+    channels, bits = upscaler.channels, upscaler.bits
+    allowed = [suffix for suffix, format in _FORMATS.items() if images.holds(format, channels=channels, bits=bits)]
+    for name in names:
+        if _suffix(name) not in allowed:
+            got = f"{name} for an image of {channels} channels of {bits} bits"
+            raise BadInput(got, f"a name that ends in {', '.join(allowed)}", "name the file with -o")
 
 
 def find_model(model: str, *, mlflow_uri: str = "", root: str = "", stage: str = "", room: str = "upscale") -> Upscaler:

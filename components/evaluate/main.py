@@ -150,8 +150,8 @@ class Evaluating:
         """Everything, by two calls of ``mapper``: the search and the baselines, then what is sampled as the search chose."""
         data, search = self.shards.data, self.evaluation.search
         setting = Setting(
-            folder=self.folder, shards_uri=self.shards.uri, bundles=self.bundles, channels=data.channels, degradation=data.degradation,
-            seed=self.evaluation.seed, threads=threads, device=device,
+            folder=self.folder, shards_uri=self.shards.uri, bundles=self.bundles, channels=data.channels, bits=data.bits,
+            degradation=data.degradation, seed=self.evaluation.seed, threads=threads, device=device,
         )  # fmt: skip
         held_out = plan.photos(self.shards, search.split) if search is not None else []
         searching = plan.search_jobs(setting, self.stages, self.tasks, held_out, search, judge=self.judge)
@@ -227,8 +227,8 @@ class Evaluating:
             for photo in (photo for photo in self.photos if photo.key in shown[task.name]):
                 outputs = {model: self._picture(task.name, photo.key, model) for model in models}
                 notes = {model: _note(values, task.name, model, photo.key, names) for model in models}
-                low = self.shards.image(photo.split, photo.index, task.low)
-                truth = self.shards.image(photo.split, photo.index, task.high)
+                low = images.preview(self.shards.image(photo.split, photo.index, task.low))
+                truth = images.preview(self.shards.image(photo.split, photo.index, task.high))
                 figures.append(report_figures.figure(task=task.name, key=photo.key, low=low, outputs=outputs, truth=truth, notes=notes))
         return figures
 
@@ -244,7 +244,7 @@ class Evaluating:
 
     def _picture(self, task: str, key: str, model: str) -> "np.ndarray[Any, np.dtype[np.uint8]]":
         file = storage.join(self.folder, report.PICTURES, report.picture_name(task, key, model))
-        return images.decode(storage.read_bytes(file), channels=self.shards.data.channels)
+        return images.decode(storage.read_bytes(file), channels=3 if self.shards.data.channels >= 3 else 1)
 
 
 def _computed(jobs: Sequence[Job | Draw], mapper: Mapper, what: str) -> dict[Job | Draw, list[Measurement]]:

@@ -74,6 +74,7 @@ class Setting:
     shards_uri: str
     bundles: tuple[tuple[str, str], ...]  # (uri, sha256) in the order of the cascade
     channels: int
+    bits: int
     degradation: str
     seed: int
     threads: int

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,7 +102,7 @@ def _chain(
 
     The seconds leave out what is done with an output before the next one is asked for.
     """
-    cascade = _cascade(job.setting.bundles, job.setting.device)
+    cascade = _cascade(job.setting.bundles, job.setting.device, job.setting.bits)
     options: list[Mapping[str, Any]] = [json.loads(each) for each in sampling]
     chain = cascade.outputs(low, seeds=[drawn], first=first, stop=max(wanted), sampling=options)
     seconds = 0.0
@@ -117,19 +118,19 @@ def _chain(
 def _rounded(prediction: Tensor, job: Job | Draw, task: str) -> Tensor:
     if not bool(torch.isfinite(prediction).all()):
         raise Failed(f"{task} gave NaN or infinity: {job.name}")
-    return metrics.quantised(prediction.cpu())
+    return metrics.quantised(prediction.cpu(), job.setting.bits)
 
 
 def _keep(setting: Setting, name: str, output: Tensor) -> None:
     """``output`` (1, C, H, W) in [0, 1] as a picture of the report."""
     file = storage.join(setting.folder, PICTURES, name)
-    storage.write_bytes(file, images.encode(images.from_unit(metrics.signed(output)[0].numpy())))
+    storage.write_bytes(file, images.encode(images.preview(images.from_unit(metrics.signed(output)[0].numpy()))))
 
 
 def _image(job: Job, level: int) -> Tensor:
     """A stored level of the photo, (1, C, level, level) in [0, 1]."""
     array = _shards(job.setting.shards_uri).image(job.photo.split, job.photo.index, level)
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / metrics.LEVELS
+    return torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1)[None] / images.peak(job.setting.bits)
 
 
 @lru_cache(maxsize=1)
@@ -138,7 +139,7 @@ def _shards(uri: str) -> ShardSet:
 
 
 @lru_cache(maxsize=1)
-def _cascade(bundles: tuple[tuple[str, str], ...], device: str) -> Cascade:
+def _cascade(bundles: tuple[tuple[str, str], ...], device: str, bits: int) -> Cascade:
     loaded: list[ModelBundle] = []
     for uri, sha256 in bundles:
         bundle = ModelBundle.load(uri)
@@ -146,6 +147,8 @@ def _cascade(bundles: tuple[tuple[str, str], ...], device: str) -> Cascade:
             raise BadInput(
                 f"bundle {uri} with sha256 {bundle.manifest_sha256[:12]}", f"the one training handed on ({sha256[:12]})", "run train again"
             )
+        if bundle.bits != bits:
+            raise BadInput(f"bundle {uri} of {bundle.bits} bits", f"the {bits} of the ShardSet", "run train again")
         bundle.network.to(device)
         loaded.append(bundle)
     return Cascade(loaded)

@@ -102,6 +102,7 @@ def _train(stage: Stage, scale: Scaling, shards: ShardSet, *, address: str, fold
         network_state=store.averaged_weights(checkpoint),
         measured=checkpoint.manifest["measured"],
         degradation=shards.data.degradation,
+        bits=shards.data.bits,
         lineage=bundle.lineage(shards_sha256=shards.manifest_sha256, images_seen=checkpoint.images_seen, git_commit=_git_commit()),
         metrics={"training": checkpoint.manifest["logged"]},
     )

@@ -22,7 +22,7 @@ from sr3_core.errors import BadInput, Failed
 
 SCHEMA_VERSION = 2  # 2: the U-Net's normalisations take the noise embedding; weights of schema 1 have other names
 MANIFEST, WEIGHTS, METRICS, CARD = "bundle.json", "model.safetensors", "metrics.json", "card.md"
-NORMALISATION = "[-1, 1] from uint8"
+NORMALISATION = {8: "[-1, 1] from uint8", 16: "[-1, 1] from uint16"}
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow", "ray", "kfp", "webdataset")
 
 
@@ -61,11 +61,13 @@ class ModelBundle:
         metrics: Mapping[str, Any] | None = None,
         card: str | None = None,
         sampling: Mapping[str, Any] | None = None,
+        bits: int = 8,
     ) -> str:
         """Write the bundle, ``bundle.json`` last, and return that file's sha256.
 
         ``network_state`` are the weights to use (the averaged ones) by their names in the network; ``sampling`` is what ``predict``
-        uses by default (None: the stage's). The same arguments give the same bytes. Raises Failed when a weight is not finite.
+        uses by default (None: the stage's); ``bits`` is the depth of the images it was trained on. The same arguments give the same bytes.
+        Raises Failed when a weight is not finite.
         """
         bad = _not_finite(network_state)
         if bad:
@@ -82,7 +84,8 @@ class ModelBundle:
                 "sampling": dict(stage.sampling if sampling is None else sampling),
                 "measured": dict(measured),
                 "degradation": degradation,
-                "normalisation": NORMALISATION,
+                "normalisation": NORMALISATION[bits],
+                "bits": bits,
                 "parameters": parameters,
                 "files": {name: storage.sha256(str(folder / name)) for name in (WEIGHTS, METRICS, CARD)},
                 "lineage": dict(lineage),
@@ -112,6 +115,11 @@ class ModelBundle:
         if bad:
             raise BadInput(f"{uri}: weight {bad} is not finite", "finite weights", "train this stage again with a lower learning rate")
         return cls(uri, manifest, storage.sha256(storage.join(uri, MANIFEST)), weights)
+
+    @property
+    def bits(self) -> int:
+        """8 or 16: of the images it was trained on, to which outputs are rounded. Bundles from before it was recorded are of 8."""
+        return int(self.manifest.get("bits", 8))
 
     @property
     def sampling(self) -> dict[str, Any]:

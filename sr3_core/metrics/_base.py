@@ -13,11 +13,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from sr3_core import config, plugins
+from sr3_core import config, images, plugins
 from sr3_core.config import Section
 from sr3_core.errors import BadInput
 
-LEVELS = 255  # outputs are rounded to uint8 before every metric
+LEVELS = 255  # the unit of what is reported in levels, whatever the depth: 1/255 of the full range
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Metric(Protocol):
         ...
 
     def values(self, output: Tensor, *, reference: Tensor | None, low: Tensor | None) -> Mapping[str, list[float]]:
-        """Per image, by the names of ``reports``. ``output`` and ``reference`` (N, C, H, W), ``low`` (N, C, h, w): float32, multiples of
-        1/255 in [0, 1] (see ``quantised``)."""
+        """Per image, by the names of ``reports``. ``output`` and ``reference`` (N, C, H, W), ``low`` (N, C, h, w): float32 in
+        [0, 1], multiples of 1/255, or of 1/65535 for images of 16 bits (see ``quantised``)."""
         ...
 
 
@@ -55,9 +55,12 @@ def make(name: str, options: Mapping[str, Any], *, scale: int, degradation: str,
     return module.Metric(config.options(section, options, name), scale=scale, degradation=degradation, channels=channels)
 
 
-def quantised(prediction: Tensor) -> Tensor:
-    """A prediction in [-1, 1] (any shape) as it would be stored: clipped, rounded to uint8, as float32 multiples of 1/255 in [0, 1]."""
-    return ((prediction.float().clamp(-1, 1) + 1) * (LEVELS / 2)).round() / LEVELS
+def quantised(prediction: Tensor, bits: int = 8) -> Tensor:
+    """A prediction in [-1, 1] (any shape) as it would be stored: clipped and rounded to the levels of ``bits`` (8 or 16), as float32 in
+    [0, 1], multiples of 1/255 or 1/65535.
+    """
+    white = images.peak(bits)
+    return ((prediction.float().clamp(-1, 1) + 1) * (white / 2)).round() / white
 
 
 def signed(image: Tensor) -> Tensor:
