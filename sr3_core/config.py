@@ -265,21 +265,46 @@ class Ema(Section):
 
 
 class Augment(Section):
-    """Training-time changes, drawn per global sample index. ``zoom`` z > 1 crops a side up to z times larger and resizes it down."""
+    """Training-time changes, drawn per global sample index. ``zoom`` z > 1 crops a side up to z times larger and resizes it down.
+
+    ``brightness``, ``contrast`` (around middle grey) and ``saturation`` (3 channels) multiply by 1 +- so much, high and low alike.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("brightness", "contrast", "saturation")
 
     flip: bool = True
     rotate90: bool = False
     zoom: float = Field(default=1.0, ge=1)
+    brightness: float = Field(default=0.0, ge=0, lt=1)
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+    saturation: float = Field(default=0.0, ge=0, le=1)
+
+
+class OtherData(Section):
+    """A finished ShardSet to train on beside the recipe's own; ``weight`` samples of it come for each ``mix.weight`` of the recipe's."""
+
+    shards: str
+    weight: int = Field(default=1, ge=1)
+
+
+class Mix(Section):
+    """Training on several ShardSets: ``weight`` samples of the recipe's own data for ``others[i].weight`` of each other, exactly."""
+
+    weight: int = Field(default=1, ge=1)
+    others: tuple[OtherData, ...] = Field(min_length=1)
 
 
 class Training(Section):
     """How long and with what a stage is trained. Every length is counted in images seen, at any world size."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("mix",)
 
     images: int = Field(gt=0)
     global_batch: int = Field(gt=0)
     micro_batch: int = Field(gt=0)
     crop: int | None = Field(default=None, gt=0)
     augment: Augment = Augment()
+    mix: Mix | None = None
     optimizer: Optimizer = Optimizer()
     learning_rate: LearningRate = LearningRate()
     clip_norm: float | None = Field(default=1.0, gt=0)
@@ -333,6 +358,11 @@ class Stage(Section):
         return f"{'noise' if self.low is None else self.low} -> {self.high}"
 
 
+def sizes(stages: Sequence[Stage]) -> str:
+    """The sizes of a chain of stages: ``noise -> 64 -> 256`` or ``16 -> 64``."""
+    return " -> ".join([stages[0].sizes, *(str(stage.high) for stage in stages[1:])])
+
+
 class Search(Section):
     """Choice of the sampling options on held-out validation photos: the candidate with the best ``metric`` is used."""
 
@@ -380,11 +410,21 @@ class Export(Section):
 
 
 class Scaling(Section):
-    """Where and how widely a run works; it changes no result and is in no fingerprint."""
+    """Where and how widely a run works; it changes no result and is in no fingerprint.
+
+    In each training worker ``loader_threads`` make batches, up to ``prefetch_bytes`` of them ahead; with ``shard_cache``, a folder on its
+    machine, what is read of remote shards is kept there, at most ``shard_cache_bytes``.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("loader_threads", "prefetch_bytes", "shard_cache", "shard_cache_bytes")
 
     workers: int = Field(default=1, ge=1)
     accelerator: Literal["cpu", "gpu"] = "cpu"
     cpus_per_worker: int | None = Field(default=None, ge=1)
+    loader_threads: int = Field(default=2, ge=1)
+    prefetch_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
+    shard_cache: str | None = None
+    shard_cache_bytes: int = Field(default=16 * 1024**3, ge=1)
 
 
 class Recipe(Section):

@@ -5,8 +5,8 @@ without loss (16 bits of several channels; 2 channels, or more than 4) is in num
 """
 
 import io
-import zlib
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,6 +60,7 @@ _FILTERS: dict[str, Image.Resampling] = {
 }
 _PROFILED = frozenset({"RGB", "RGBA", "CMYK"})  # modes whose colour profile is followed
 _EXIF_ORIENTATION = 0x0112
+_PNG_EXIF = (b"eXIf", b"Raw profile type", b"adobe.xmp")  # asking a PNG for its EXIF decodes it; without any of these it has none
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # then width, height, 4 bytes, interlace at 28, the checksum at 29
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES = 258, 262, 277
 
@@ -339,7 +340,8 @@ def _read(data: bytes) -> tuple[Header, Image.Image | None]:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         width, height = image.size
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1)
+        plain = image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF)
+        turned = 1 if plain else image.getexif().get(_EXIF_ORIENTATION, 1)
         frames = cast(int, getattr(image, "n_frames", 1))
         bits, channels = _depth(image, data)
         profile = _profile(image)

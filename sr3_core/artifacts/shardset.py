@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sr3_core import config, images, storage
+from sr3_core.artifacts.range_cache import RangeCache
 from sr3_core.data import degrade
 from sr3_core.errors import BadInput
 
@@ -48,7 +49,9 @@ class SampleRecord:
 class ShardSet:
     """A verified-on-demand view of a ShardSet at any URI. Thread-safe; a copy in another process opens the URI itself."""
 
-    def __init__(self, uri: str, manifest: dict[str, Any], manifest_sha256: str, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, uri: str, manifest: dict[str, Any], manifest_sha256: str, *, cache_bytes: int = CACHE_BYTES, ranges: RangeCache | None = None
+    ) -> None:
         """Use ``open``. Raises KeyError, TypeError or ValueError for a manifest that is not what its schema says."""
         self.uri, self.manifest, self.manifest_sha256 = uri, manifest, manifest_sha256
         self.data = config.parse(config.Data, manifest["section"])
@@ -57,11 +60,13 @@ class ShardSet:
             self._samples[shard["split"]].extend(_record(shard, member) for member in shard["members"])
         self._cache: OrderedDict[tuple[str, int, int], images.Array] = OrderedDict()
         self._cache_bytes, self._cached = cache_bytes, 0
+        self._ranges, self._sha256 = ranges, {str(shard["name"]): str(shard["sha256"]) for shard in manifest["shards"]}
         self._lock = threading.Lock()
+        self._totals: dict[tuple[str, int], int] = {}
 
     @classmethod
-    def open(cls, uri: str, *, cache_bytes: int = CACHE_BYTES) -> "ShardSet":
-        """Read the manifest at ``uri``; ``cache_bytes`` bounds the decoded images kept.
+    def open(cls, uri: str, *, cache_bytes: int = CACHE_BYTES, ranges: RangeCache | None = None) -> "ShardSet":
+        """Read the manifest at ``uri``; ``cache_bytes`` bounds the decoded images kept, ``ranges`` keeps what is read on a local disk.
 
         Raises BadInput when there is no manifest, when it is damaged or of a newer schema.
         """
@@ -82,7 +87,7 @@ class ShardSet:
             got = f"{where} has schema {schema}"
             raise BadInput(got, f"schema {SCHEMA_VERSION} or older", "use the version of the project that wrote it")
         try:
-            return cls(uri, manifest, hashlib.sha256(data).hexdigest(), cache_bytes=cache_bytes)
+            return cls(uri, manifest, hashlib.sha256(data).hexdigest(), cache_bytes=cache_bytes, ranges=ranges)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BadInput(f"{where} is damaged ({error!r})", "the manifest prepare wrote", _PREPARE_AGAIN) from None
 
@@ -109,26 +114,28 @@ class ShardSet:
         Raises KeyError for a level it lacks, BadInput for a missing or changed shard.
         """
         place = (split, index, level)
-        with self._lock:
-            if place in self._cache:
-                self._cache.move_to_end(place)
-                return self._cache[place]
-        sample = self._samples[split][index]
-        offset, size, _ = sample.members[level]
-        shard = storage.join(self.uri, sample.shard)
-        try:
-            array = images.decode(storage.read_range(shard, offset, size), channels=self.data.channels, bits=self.data.bits)
-        except FileNotFoundError:
-            raise BadInput(f"shard {shard} is missing", "every shard of the manifest", _PREPARE_AGAIN) from None
-        except PermissionError:
-            raise BadInput(f"shard {shard} may not be read", "a ShardSet you may read", "check access and credentials") from None
-        except images.BadImage as error:
-            raise _changed(shard, f"{sample.key} at {level}: {error}") from None
-        if array.shape[:2] != degrade.level_size(*sample.original_size, level, self.data):
-            raise _changed(shard, f"{sample.key} at {level} is {array.shape[0]} x {array.shape[1]}")
-        array.setflags(write=False)
+        kept = self._kept(place)
+        if kept is not None:
+            return kept
+        array = self._decoded(place, None)
         self._keep(place, array)
         return array
+
+    def size(self, split: str, index: int, level: int) -> tuple[int, int]:
+        """(height, width) of the sample's image at ``level``; nothing is read for it."""
+        return degrade.level_size(*self._samples[split][index].original_size, level, self.data)
+
+    def rows(self, split: str, index: int, level: int, top: int, bottom: int) -> images.Array:
+        """``image(split, index, level)[top:bottom]``, read-only, for a reader that wants no more of it. Raises as ``image``.
+
+        Where the split's images are more than the cache may keep, those below ``bottom`` are not decoded and nothing is kept: in a
+        shuffled order an image comes again long after it was dropped.
+        """
+        place = (split, index, level)
+        kept = self._kept(place)
+        if kept is None and self._decoded_bytes(split, level) > self._cache_bytes:
+            return self._decoded(place, bottom)[top:bottom]
+        return (self.image(split, index, level) if kept is None else kept)[top:bottom]
 
     def verify(self) -> None:
         """Compare size and sha256 of every shard with the manifest. Raises BadInput that names the first shard that differs."""
@@ -139,6 +146,47 @@ class ShardSet:
         """The manifest without its member lists: small enough for a receipt at any number of samples."""
         shards = [{name: value for name, value in shard.items() if name != "members"} for shard in self.manifest["shards"]]
         return {**self.manifest, "shards": shards}
+
+    def _decoded(self, place: tuple[str, int, int], rows: int | None) -> images.Array:
+        """The image at ``place``, or its first ``rows`` rows and perhaps more."""
+        split, index, level = place
+        sample = self._samples[split][index]
+        offset, length, _ = sample.members[level]
+        shard = storage.join(self.uri, sample.shard)
+        height, width = self.size(split, index, level)
+        try:
+            if self._ranges is None:
+                data = storage.read_range(shard, offset, length)
+            else:
+                data = self._ranges.read(shard, self._sha256[sample.shard], offset, length)
+            if rows is not None:
+                data = images.first_rows(data, rows)
+            array = images.decode(data, channels=self.data.channels, bits=self.data.bits)
+        except FileNotFoundError:
+            raise BadInput(f"shard {shard} is missing", "every shard of the manifest", _PREPARE_AGAIN) from None
+        except PermissionError:
+            raise BadInput(f"shard {shard} may not be read", "a ShardSet you may read", "check access and credentials") from None
+        except images.BadImage as error:
+            raise _changed(shard, f"{sample.key} at {level}: {error}") from None
+        if array.shape[:2] not in ((height, width), (rows, width)):
+            raise _changed(shard, f"{sample.key} at {level} is {array.shape[0]} x {array.shape[1]}")
+        array.setflags(write=False)
+        return array
+
+    def _decoded_bytes(self, split: str, level: int) -> int:
+        """Of all images of the split at ``level``, counted once."""
+        if (split, level) not in self._totals:
+            sizes = (self.size(split, index, level) for index in range(len(self._samples[split])) if self.has(split, index, level))
+            pixels = sum(height * width for height, width in sizes)
+            self._totals[split, level] = pixels * self.data.channels * self.data.bits // 8
+        return self._totals[split, level]
+
+    def _kept(self, place: tuple[str, int, int]) -> images.Array | None:
+        with self._lock:
+            if place not in self._cache:
+                return None
+            self._cache.move_to_end(place)
+            return self._cache[place]
 
     def _keep(self, place: tuple[str, int, int], array: images.Array) -> None:
         with self._lock:

@@ -1,31 +1,26 @@
-"""Micro-batches of training pairs read from a ShardSet, each a pure function of (seed, first sample index, count).
+"""Micro-batches of training pairs read from ShardSets, each a pure function of (seed, first sample index, count).
 
 Legend: N samples, C channels, H x W pixels of ``high``, h x w of ``low`` (H / scale). Randomness is drawn by global sample index,
-so the stream is the same for any number of workers and is entered anywhere. Models and devices are not known here.
+so the stream is the same for any number of workers and threads and is entered anywhere. Models and devices are not known here.
 """
 
-import queue
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sr3_core import images, seeds
+from sr3_core import images
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import SplitName, Stage
-from sr3_core.data import degrade
-from sr3_core.data.order import Order
+from sr3_core.data import augment, prefetch
+from sr3_core.data.order import Mixture
 from sr3_core.errors import BadInput
 
-PREFETCH_BATCHES = 2
-_POLL_SECONDS = 0.1
-
-Pixels = images.Array  # (H, W, C) uint8 or uint16
+THREADS = 2
+PREFETCH_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -45,131 +40,91 @@ class Batch:
 
 
 class MicroBatches:
-    """The training stream of one stage: ``batch`` by global sample index, ``prefetch`` the same from a background thread.
+    """The training stream of one stage: ``batch`` by global sample index, ``prefetch`` the same from background threads.
 
-    Samples without the stage's ``high`` (or ``low``) level are left out. Without zoom a sample is a random crop of the ``high`` level,
-    aligned to the scale, with the same crop of the stored ``low`` level. With ``augment.zoom`` z > 1 it is a square of the sample's
-    largest stored level whose side is log-uniform in [crop, z * crop] (at most that level), brought to the crop's size by area
-    averaging, and ``low`` is made from it by the data's degradation, rounded as a stored low image is. With ``data.corruption``, for a
-    stage from the lowest level, ``low`` is always made from ``high``: blurred, resized, with noise, as JPEG, by draws of its own index.
-    Decoded images are kept by the ShardSet, as many as its ``cache_bytes`` allow.
+    Samples without the stage's ``high`` (or ``low``) level are left out. What a pair is, ``augment.pair`` says. Of several ShardSets
+    each ``data.order.Mixture`` gives the next sample; one alone is read in its own order. Decoded images are kept by the ShardSet, as
+    many as its ``cache_bytes`` allow.
     """
 
-    def __init__(self, shards: ShardSet, stage: Stage, *, split: SplitName = "train") -> None:
-        """Raises BadInput when ``shards`` cannot serve ``stage``: no sample with its levels, other channels, labels on a part only."""
-        self.shards, self.stage, self.split = shards, stage, split
+    def __init__(
+        self,
+        shards: ShardSet | Sequence[tuple[ShardSet, int]],
+        stage: Stage,
+        *,
+        split: SplitName = "train",
+        threads: int = THREADS,
+        prefetch_bytes: int = PREFETCH_BYTES,
+    ) -> None:
+        """``shards``: one set, or several with whole weights, as ``[(photos, 3), (faces, 1)]``. ``threads`` make batches, at most
+        ``prefetch_bytes`` of them ahead.
+
+        Raises BadInput when the sets cannot serve ``stage``: no sample with its levels, other channels, other bits or another
+        degradation than the first set's, labels on a part only, colour changes for other channels than theirs.
+        """
+        weighted = [(shards, 1)] if isinstance(shards, ShardSet) else list(shards)
+        self.shards, self.stage, self.split = weighted[0][0], stage, split
         self.crop = stage.training.crop or stage.high
-        self._samples = _usable(shards, stage, split)
-        self._labels = _labels(shards, split, self._samples)
-        self._corruption = shards.data.corruption if stage.low == shards.data.levels[0] else None
-        self._order = Order(len(self._samples), stage.training.seed)
+        self.threads, self.prefetch_bytes = threads, prefetch_bytes
+        self._sets = [part for part, _ in weighted]
+        for other in self._sets[1:]:
+            _refuse_unlike(self._sets[0], other)
+        if stage.training.augment.saturation and stage.channels != 3:
+            got = f"augment.saturation for {stage.channels} channels"
+            raise BadInput(got, "3 channels", "set training.augment.saturation=0")
+        self._samples = [_usable(part, stage, split) for part in self._sets]
+        self._labels = _labels(self._sets, split, self._samples)
+        try:
+            self._order = Mixture([len(samples) for samples in self._samples], [weight for _, weight in weighted], stage.training.seed)
+        except ValueError as error:
+            raise BadInput(f"stage {stage.name}: {error}", "whole weights", "change training.mix") from None
 
     @property
     def num_samples(self) -> int:
-        """How many different photos one epoch holds."""
-        return len(self._samples)
+        """How many different photos there are."""
+        return sum(map(len, self._samples))
 
     def batch(self, first_index: int, count: int) -> Batch:
         """Samples ``first_index`` .. ``first_index + count - 1`` of the stream; the same whatever was read before."""
         if count < 1:
             raise ValueError(f"count={count}; allowed: at least 1")
         indices = range(first_index, first_index + count)
-        samples = [self._order.sample(index) for index in indices]
-        pairs = [self._pair(self._samples[sample], index) for sample, index in zip(samples, indices, strict=True)]
+        places = [self._order.place(index) for index in indices]
+        pairs = [
+            augment.pair(self._sets[part], self.split, self._samples[part][sample], stage=self.stage, index=index)
+            for (part, sample), index in zip(places, indices, strict=True)
+        ]
         lows = [low for _, low in pairs if low is not None]
+        labels = self._labels
         return Batch(
-            high=_tensor([high for high, _ in pairs]),
-            low=_tensor(lows) if lows else None,
+            high=torch.from_numpy(images.batch_to_unit([high for high, _ in pairs])),
+            low=torch.from_numpy(images.batch_to_unit(lows)) if lows else None,
             sample_index=np.arange(first_index, first_index + count, dtype=np.int64),
-            keys=tuple(self.shards.sample(self.split, self._samples[sample]).key for sample in samples),
-            labels=None if self._labels is None else torch.tensor([self._labels[sample] for sample in samples], dtype=torch.int64),
+            keys=tuple(self._sets[part].sample(self.split, self._samples[part][sample]).key for part, sample in places),
+            labels=None if labels is None else torch.tensor([labels[part][sample] for part, sample in places], dtype=torch.int64),
         )
 
     def prefetch(self, indices: Iterable[tuple[int, int]]) -> Iterator[Batch]:
-        """``batch(first_index, count)`` for each pair, in order, made by one thread that is at most ``PREFETCH_BATCHES`` ahead.
+        """``batch(first_index, count)`` for each pair, in order, made ahead by ``threads`` threads within ``prefetch_bytes``.
 
-        An error in the thread is raised here, in its place in the order. The thread ends when the iterator is exhausted or closed.
+        An error in a thread is raised here, in its place in the order. The threads end when the iterator is exhausted or closed.
         """
-        made: queue.Queue[Batch | _End] = queue.Queue(maxsize=PREFETCH_BATCHES)
-        stop = threading.Event()
+        return prefetch.ahead(
+            indices, lambda pair: self.batch(*pair), cost=self._bytes, max_bytes=self.prefetch_bytes, threads=self.threads
+        )
 
-        def wanted() -> bool:
-            # The thread is no daemon (those may die inside native code at exit), so it also ends when the program does.
-            return not stop.is_set() and threading.main_thread().is_alive()
-
-        def hand_over(item: "Batch | _End") -> None:
-            while wanted():
-                try:
-                    made.put(item, timeout=_POLL_SECONDS)
-                except queue.Full:
-                    continue
-                return
-
-        def make() -> None:
-            try:
-                for first_index, count in indices:
-                    if not wanted():
-                        return
-                    hand_over(self.batch(first_index, count))
-            except BaseException as error:  # carried over and raised by the reader
-                hand_over(_End(error))
-            else:
-                hand_over(_End(None))
-
-        thread = threading.Thread(target=make, name="sr3-prefetch")
-        thread.start()
-        try:
-            while True:
-                item = made.get()
-                if isinstance(item, Batch):
-                    yield item
-                elif item.error is not None:
-                    raise item.error
-                else:
-                    return
-        finally:
-            stop.set()
-            thread.join()
-
-    def _pair(self, sample: int, index: int) -> tuple[Pixels, Pixels | None]:
-        """(crop, crop, C) of the sample and its low image, augmented by the draws of global sample ``index``."""
-        augment = self.stage.training.augment
-        # All five are always drawn, so that turning one option on does not move the others.
-        zoom, top, left, flip, turn = seeds.generator(self.stage.training.seed, "augment", index).random(5)
-        high, low = self._zoomed(sample, zoom, top, left) if augment.zoom > 1 else self._cropped(sample, top, left)
-        if self._corruption is not None and low is not None:
-            random = seeds.generator(self.stage.training.seed, "degrade", index)
-            low, _ = degrade.corrupted(high, low.shape[:2], self.shards.data.degradation, self._corruption, random)
-        turns = int(turn * 4) if augment.rotate90 else 0
-        flips = augment.flip and flip < 0.5
-        return _turned(high, turns, flips=flips), None if low is None else _turned(low, turns, flips=flips)
-
-    def _cropped(self, sample: int, top: float, left: float) -> tuple[Pixels, Pixels | None]:
-        scale = self.stage.scale
-        whole = self.shards.image(self.split, sample, self.stage.high)  # a square of ``high``, or larger where photos keep their size
-        row, column = (scale * _place(draw, (side - self.crop) // scale) for draw, side in zip((top, left), whole.shape[:2], strict=True))
-        high = _square(whole, row, column, self.crop)
-        if self.stage.low is None:
-            return high, None
-        return high, _square(self.shards.image(self.split, sample, self.stage.low), row // scale, column // scale, self.crop // scale)
-
-    def _zoomed(self, sample: int, zoom: float, top: float, left: float) -> tuple[Pixels, Pixels | None]:
-        whole = self.shards.image(self.split, sample, max(self.shards.sample(self.split, sample).members))
-        stored = min(whole.shape[:2])
-        widest = min(self.stage.training.augment.zoom, stored / self.crop)
-        side = min(round(self.crop * widest**zoom), stored)
-        row, column = (_place(draw, length - side) for draw, length in zip((top, left), whole.shape[:2], strict=True))
-        high = _resized(_square(whole, row, column, side), self.crop, "box")
-        if self.stage.low is None:
-            return high, None
-        return high, _resized(high, self.crop // self.stage.scale, self.shards.data.degradation)
+    def _bytes(self, indices: tuple[int, int]) -> int:
+        """Of the floats of one batch."""
+        low = 0 if self.stage.low is None else (self.crop // self.stage.scale) ** 2
+        return 4 * indices[1] * self.stage.channels * (self.crop**2 + low)
 
 
-@dataclass(frozen=True)
-class _End:
-    """The last thing a prefetch thread hands over."""
-
-    error: BaseException | None
+def _refuse_unlike(first: ShardSet, other: ShardSet) -> None:
+    for field in ("bits", "degradation", "corruption"):
+        mine, theirs = getattr(first.data, field), getattr(other.data, field)
+        if mine != theirs:
+            got = f"{field} {theirs} of {other.uri} mixed with {mine} of {first.uri}"
+            raise BadInput(got, "sets that agree in it", "prepare one of them again, or leave it out of training.mix")
 
 
 def _usable(shards: ShardSet, stage: Stage, split: SplitName) -> list[int]:
@@ -191,35 +146,13 @@ def _usable(shards: ShardSet, stage: Stage, split: SplitName) -> list[int]:
     return usable
 
 
-def _labels(shards: ShardSet, split: SplitName, samples: list[int]) -> list[int] | None:
-    labels = [shards.sample(split, sample).label for sample in samples]
-    unlabelled = labels.count(None)
-    if unlabelled == len(labels):
+def _labels(sets: Sequence[ShardSet], split: SplitName, usable: Sequence[list[int]]) -> list[list[int]] | None:
+    """By set and sample; None when none has any."""
+    labels = [[part.sample(split, sample).label for sample in samples] for part, samples in zip(sets, usable, strict=True)]
+    every = [label for part in labels for label in part]
+    unlabelled = every.count(None)
+    if unlabelled == len(every):
         return None
     if unlabelled:
-        raise BadInput(
-            f"{unlabelled} of {len(labels)} {split} samples have no label", "labels on all samples or on none", "mend the source"
-        )
-    return [label for label in labels if label is not None]
-
-
-def _place(draw: float, room: int) -> int:
-    """An offset in 0 .. ``room``, each as likely, from ``draw`` in [0, 1)."""
-    return int(draw * (room + 1))
-
-
-def _square(pixels: Pixels, row: int, column: int, side: int) -> Pixels:
-    return pixels[row : row + side, column : column + side]
-
-
-def _resized(pixels: Pixels, side: int, filter: images.Filter) -> Pixels:
-    return cast(Pixels, images.resize(pixels, (side, side), filter))
-
-
-def _turned(pixels: Pixels, turns: int, *, flips: bool) -> Pixels:
-    turned = np.rot90(pixels, turns)
-    return turned[:, ::-1] if flips else turned
-
-
-def _tensor(pixels: list[Pixels]) -> Tensor:
-    return torch.from_numpy(np.stack([images.to_unit(item) for item in pixels]))
+        raise BadInput(f"{unlabelled} of {len(every)} {split} samples have no label", "labels on all samples or on none", "mend the source")
+    return [[label for label in part if label is not None] for part in labels]

@@ -225,7 +225,7 @@ def test_stages_that_the_set_cannot_serve(shards: ShardSet) -> None:
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(THREAD)]
 
 
 def test_prefetch_gives_the_same_batches_and_ends(shards: ShardSet) -> None:
@@ -246,7 +246,7 @@ def test_prefetch_is_bounded_and_stops_when_closed(shards: ShardSet) -> None:
     batches = MicroBatches(shards, stage()).prefetch(endless())
     assert next(batches).sample_index.tolist() == [0]
     time.sleep(0.3)
-    assert len(asked) <= 5 and len(threads()) == 1
+    assert len(asked) <= 5 and 1 <= len(threads()) <= 2
     batches.close()  # type: ignore[attr-defined]
     assert threads() == []
 
