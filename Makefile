@@ -12,10 +12,10 @@ bin := $(venv)/bin
 # A test session speaks to nobody: no telemetry, no token file, no colour codes in logs.
 quiet := RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1
 
-.PHONY: help setup setup-dev demo test test-e2e lint weights audit clean
+.PHONY: help setup setup-dev demo test test-e2e test-nightly lint weights audit clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  PYTHON=python3.12 chooses the Python, PIP_ARGS=... goes to pip install (an index of your own), ARGS=... to sr3 or pytest"
 
 setup:
@@ -33,6 +33,9 @@ test: setup-dev ## every test but the long ones
 
 test-e2e: setup-dev ## the long tests: a killed run resumed, signals, jobs
 	@$(quiet) "$(bin)/python" -m pytest tests/e2e $(ARGS)
+
+test-nightly: setup-dev ## what takes too long for every change: a thousand damaged inputs, kills at twenty random points
+	@$(quiet) "$(bin)/python" -m pytest tests -m nightly $(ARGS)
 
 lint: setup-dev ## ruff and pyright (strict on sr3_core)
 	@"$(bin)/ruff" check .
