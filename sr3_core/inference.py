@@ -86,7 +86,7 @@ class Upscaler:
         on_prediction: OnPrediction | None = None,
         **sampling: Any,
     ) -> images.Array:
-        """(H, W, C) uint8, or uint16 for a model of 16 bits -> (scale x H, scale x W, C) of that type. ``sample`` numbers draws of ``seed``.
+        """(H, W, C) uint8, or uint16 for a model of 16 bits -> (scale x H, scale x W, C) alike. ``sample`` numbers draws of ``seed``.
 
         ``sampling`` overrides the chosen options of every stage. ``on_stage`` hears the name of each finished stage, ``on_prediction``
         after every call of a network the stage's name, gamma, the noisy state and the predicted clean image, both (1, C, H, W). Raises

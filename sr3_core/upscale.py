@@ -41,8 +41,8 @@ def run(
     if samples < 1 or seed < 0 or (steps is not None and steps < 1):
         raise BadInput(f"--samples {samples} --seed {seed} --steps {steps}", "samples >= 1, seed >= 0, steps >= 1", "change the value")
     room = "sample" if inputs is None else "upscale"
-    given_names = {"samples": samples, "force": force}
-    targets = named(["sample.png"], out, **given_names) if inputs is None else plan(inputs, out, **given_names)
+    files = ["sample.png"] if inputs is None else input_names(inputs)
+    targets = named(files, out, samples=samples, force=force)
     chain = chains.check(chain, outputs=[name for names in targets for name in names], force=force) if chain else ""
     upscaler = find_model(model, mlflow_uri=mlflow_uri, root=root, stage=stage, room=room)
     if inputs is None:
@@ -78,16 +78,15 @@ def run(
     return written
 
 
-def plan(inputs: Sequence[str], out: str, *, samples: int, force: bool) -> list[list[str]]:
-    """The output names of each input, one per sample. Raises BadInput for inputs that are missing, and as ``named``."""
+def input_names(inputs: Sequence[str]) -> list[str]:
+    """What the result of each input is called in a folder: PNG, or numpy's format of such an input. BadInput for what is missing."""
     if not inputs:
         raise BadInput("no image", "one image or more", "name the images")
     for uri in inputs:
         if not storage.exists(uri):
             raise BadInput(f"no image at {uri}", "a file that is there", "check the path")
     names = [Path(uri.rstrip("/")) for uri in inputs]
-    names = [f"{name.stem}{'.npy' if name.suffix.lower() == '.npy' else '.png'}" for name in names]
-    return named(names, out, samples=samples, force=force)
+    return [f"{name.stem}{'.npy' if name.suffix.lower() == '.npy' else '.png'}" for name in names]
 
 
 def named(files: Sequence[str], out: str, *, samples: int, force: bool) -> list[list[str]]:
