@@ -40,7 +40,8 @@ def ui_command(mlflow_uri: str, *, folder: Path, path: str) -> str:
 def commands(recipe: config.Recipe, *, root: str, mlflow_uri: str, default_root: str, folder: Path, path: str) -> list[tuple[str, str]]:
     """(what for, command) of what to try after a finished run in ``folder``, with no more options than it needs there.
 
-    The first one is for an ordinary photo: a cascade's first stage, then all its stages for a small picture.
+    The first one is for an ordinary photo: a cascade's first stage, then all its stages for a small picture. A model that starts from
+    noise makes its own images; its first stage with a low image enlarges a photo.
     """
     sr3 = executable("sr3", folder=folder, path=path)
     model = f"models:/{recipe.export.model}@{recipe.export.alias}"
@@ -49,13 +50,18 @@ def commands(recipe: config.Recipe, *, root: str, mlflow_uri: str, default_root:
     at_root = "" if root == default_root else f" --root {shlex.quote(root)}"
     named = "" if model == _DEMO_MODEL else f" --model {model}"
     first, *more = recipe.stages
-    upscale = f"{sr3} upscale PHOTO.jpg -o BIG.png{named}{mlflow or at_root}"
-    lines: list[tuple[str, str]] = []
-    if first.low is not None:
-        scale = math.prod(stage.scale for stage in recipe.stages)
+    place = f"{named}{mlflow or at_root}"
+    upscale = f"{sr3} upscale PHOTO.jpg -o BIG.png{place}"
+    scale = math.prod(stage.scale for stage in recipe.stages)
+    if first.low is None:
+        lines = [("images from noise", f"{sr3} sample -o SAMPLES/ -n 4{place}")]
+        lines += [(_larger("a photo", stage.scale), f"{upscale} --stage {stage.name}") for stage in more[:1]]
+    elif more:
         lines = [(_larger("a photo", first.scale), f"{upscale} --stage {first.name}"), (_larger("a small picture", scale), upscale)]
+    else:
+        lines = [(_larger("a photo", scale), upscale)]
     return [
-        *(lines if more else [(use, upscale) for use, _ in lines[:1]]),
+        *lines,
         ("your own photos", f"{sr3} run demo --set data.source=folder --set data.options.uri=YOUR_PHOTOS{mlflow}{at_root}"),
         ("every setting", f"{sr3} show {recipe.name if recipe.name in config.recipe_names() else 'demo'}"),
     ]

@@ -185,7 +185,7 @@ class Evaluating:
         gains = verdict.gains(judged, definitions, evaluation, self.tasks)
         notes = {stage.name: verdict.notes(stage, self._used(stage, chosen[stage.name])) for stage in self.stages}
         return {
-            "title": " -> ".join([self.stages[0].sizes, *[str(stage.high) for stage in self.stages[1:]]]),
+            "title": config.sizes(self.stages),
             "fingerprint": self.fingerprint,
             "section": evaluation.model_dump(mode="json"),
             "split": evaluation.split,

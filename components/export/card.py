@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sr3_core.artifacts.report import EvalReport, describe
-from sr3_core.config import Export, Stage
+from sr3_core.config import Export, Stage, sizes
 
 SAMPLE_PHOTOS_LICENCE = (
     "The photos come with sr3 and are CC0, CC-BY-4.0, MIT or public domain; author, title, source and licence of each stand in "
@@ -24,12 +24,14 @@ def write(
 ) -> str:
     """Markdown. ``manifests`` are the bundles' in the order of ``stages``; ``data`` is {"source": name, "counts": {split: {level: n}}}."""
     first, last = stages[0], stages[-1]
-    scale = last.high // (first.low or last.high)
+    side = f"{last.high} x {last.high} pixels"
+    what = f"Images of {side} from noise" if first.low is None else f"Super-resolution x{last.high // first.low}"
+    judged, degradation = bool(report.content["tasks"]), report.content["degradation"]
     lines = [
         f"# {section.model}",
         "",
-        f"Super-resolution x{scale} ({' -> '.join(str(size) for size in [first.low, *[stage.high for stage in stages]])} pixels) "
-        f"in {len(stages)} {'stage' if len(stages) == 1 else 'stages'}, by sr3: iterative refinement after SR3 (arXiv 2104.07636).",
+        f"{what} ({sizes(stages)} pixels) in {len(stages)} {'stage' if len(stages) == 1 else 'stages'}, "
+        "by sr3: iterative refinement after SR3 (arXiv 2104.07636).",
         "",
         "## Stages",
         "",
@@ -40,11 +42,15 @@ def write(
         "## Data",
         "",
         f"- source: {data.get('source', 'not known')}; images per split and level: {_counts(data)}",
-        f"- low images: each level is the next larger one resized by {report.content['degradation']}; another low image is another task",
+        *(
+            [f"- low images: each level is the next larger one resized by {degradation}; another low image is another task"]
+            if judged
+            else []
+        ),
         f"- shards: manifest sha256 {report.content['shards']['sha256']}",
         f"- {SAMPLE_PHOTOS_LICENCE if data.get('source') == 'sample_photos' else OTHER_LICENCE}",
         "",
-        f"## Measured on the held-out split {report.content['split']}",
+        f"## Measured on the held-out split {report.content['split']}" if judged else "## Not measured",
         "",
         "```",
         report.table(),
@@ -55,31 +61,44 @@ def write(
         "",
         "## Limits",
         "",
-        "- Detail is invented: it is likely, not true. Do not read number plates, faces or text from it.",
-        "- Numbers above hold for photos like the held-out ones and for the n they are printed with.",
+        "- The images are invented: they show nothing that exists, and may resemble photos of the training set."
+        if first.low is None
+        else "- Detail is invented: it is likely, not true. Do not read number plates, faces or text from it.",
+        *(["- Numbers above hold for photos like the held-out ones and for the n they are printed with."] if judged else []),
         *[f"- {note}" for note in report.notes()],
-        "- Input: 8-bit images of any size; above twice the area of training a network sees overlapping tiles.",
+        f"- Output: images of {side} alone."
+        if first.low is None
+        else "- Input: 8-bit images of any size; above twice the area of training a network sees overlapping tiles.",
         "",
         "## Use",
         "",
         "```",
-        f"sr3 upscale photo.jpg -o big.png --model models:/{section.model}@{section.alias} --mlflow-uri '{mlflow_uri}'",
+        *[f"sr3 {command} --model models:/{section.model}@{section.alias} --mlflow-uri '{mlflow_uri}'" for command in _commands(stages)],
         "```",
         "```python",
         "import mlflow",
+        *(["import numpy as np"] if first.low is None else []),
         f'mlflow.set_tracking_uri("{mlflow_uri}")',
         f'model = mlflow.pyfunc.load_model("models:/{section.model}@{section.alias}")',
-        'large = model.predict(images, params={"seed": 0})  # uint8 (N, H, W, C) -> uint8 (N, scale x H, scale x W, C)',
+        f"made = model.predict(np.arange(4))  # seeds, int64 (N,) -> uint8 (N, {last.high}, {last.high}, C)"
+        if first.low is None
+        else 'large = model.predict(images, params={"seed": 0})  # uint8 (N, H, W, C) -> uint8 (N, scale x H, scale x W, C)',
         "```",
         "",
     ]
     return "\n".join(lines)
 
 
+def _commands(stages: Sequence[Stage]) -> list[str]:
+    if stages[0].low is not None:
+        return ["upscale photo.jpg -o big.png"]
+    return ["sample -o samples/ -n 4", *[f"upscale photo.jpg -o big.png --stage {stage.name}" for stage in stages[1:2]]]
+
+
 def _stage_row(stage: Stage, manifest: Mapping[str, Any], report: EvalReport) -> str:
     sampling = ", ".join(f"{key} {value}" for key, value in {**stage.sampling, **report.sampling.get(stage.name, {})}.items())
     seen = manifest["lineage"].get("images_seen", "?")
-    return f"| {stage.name} | {stage.low} -> {stage.high} | {stage.model.name} | {manifest['parameters']:,} | {seen} | {sampling} |"
+    return f"| {stage.name} | {stage.sizes} | {stage.model.name} | {manifest['parameters']:,} | {seen} | {sampling} |"
 
 
 def _counts(data: Mapping[str, Any]) -> str:

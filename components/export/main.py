@@ -121,7 +121,7 @@ def _short(hashes: Iterable[str]) -> str:
 def _publish(cascade: Cascade, export: config.Export, report: EvalReport, *, mlflow_uri: str, parent: str, fingerprint: str) -> str:
     client = tracking.client(mlflow_uri)
     found = registry.find(client, export.model, fingerprint)
-    channels = cascade.bundles[0].stage.channels
+    interface = _interface(cascade)
     if found is not None and found.tags.get(registry.VERIFIED) == "true":
         version = str(found.version)
         say("export", f"up to date: models:/{export.model}/{version}")
@@ -133,8 +133,8 @@ def _publish(cascade: Cascade, export: config.Export, report: EvalReport, *, mlf
             version = str(found.version) if found is not None else ""
             if not version:
                 tags = _tags(report, cascade, fingerprint)
-                version = _register(cascade, export, uri=mlflow_uri, run_id=tracker.run_id, description=text, tags=tags)
-            registry.verify(mlflow_uri, export.model, version, channels=channels, scale=cascade.scale)
+                version = _register(cascade, export, interface, uri=mlflow_uri, run_id=tracker.run_id, description=text, tags=tags)
+            registry.verify(mlflow_uri, export.model, version, interface=interface)
             tracker.set_tags({"sr3.model": f"models:/{export.model}/{version}"})
     registry.move_alias(mlflow_uri, export.model, export.alias, version)
     tracking.upload_left_behind(mlflow_uri, Path.cwd())
@@ -142,15 +142,33 @@ def _publish(cascade: Cascade, export: config.Export, report: EvalReport, *, mlf
     return version
 
 
-def _register(cascade: Cascade, export: config.Export, *, uri: str, run_id: str, description: str, tags: Mapping[str, str]) -> str:
+def _interface(cascade: Cascade) -> registry.Interface:
+    """The size of an image from noise is the model's own, and all its steps may take hours on a CPU: one step tries such a model, unless a
+    stage samples by a list of levels, whose length is its number of steps."""
+    first, last = cascade.bundles[0].stage, cascade.bundles[-1].stage
+    if first.low is not None:
+        return registry.Interface(channels=first.channels, scale=cascade.scale, side=None)
+    steps = 0 if any("gammas" in bundle.sampling for bundle in cascade.bundles) else 1
+    return registry.Interface(channels=first.channels, scale=cascade.scale, side=last.high, trial_steps=steps)
+
+
+def _register(
+    cascade: Cascade,
+    export: config.Export,
+    interface: registry.Interface,
+    *,
+    uri: str,
+    run_id: str,
+    description: str,
+    tags: Mapping[str, str],
+) -> str:
     def register(bundle: Path) -> str:
         return registry.register(
             uri,
             run_id=run_id,
             name=export.model,
             bundle=bundle,
-            channels=cascade.bundles[0].stage.channels,
-            scale=cascade.scale,
+            interface=interface,
             description=description,
             tags=tags,
         )

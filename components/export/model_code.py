@@ -13,12 +13,14 @@ def declare() -> None:
     from mlflow.models import set_model
     from mlflow.pyfunc import PythonModel
 
-    class RegisteredUpscaler(PythonModel):
-        """Images in, larger images out.
+    class RegisteredModel(PythonModel):
+        """Images in, larger images out; of a model that starts from noise: seeds in, images out.
 
         In: uint8 (N, H, W, C) array, or a list of uint8 (H, W, C) arrays (by ``unwrap_python_model()``: a signature takes arrays alone).
         Out: uint8 (N, scale x H, scale x W, C), or a list when the input was one.
         params: ``seed`` (>= 0), ``steps`` (0: the chosen number), ``sampler`` ("": the chosen one).
+
+        From noise. In: int64 seeds (N,), or (N, 1). Out: uint8 (N, side, side, C), image i by seed i alone. params: no ``seed``.
         """
 
         def load_context(self, context: Any) -> None:
@@ -28,14 +30,25 @@ def declare() -> None:
             self._model = load_model(context.artifacts["bundle"]).to_accelerator()
 
         def predict(self, context, model_input: np.ndarray, params=None):  # of other hints MLflow would make a schema, or a warning
-            """Upscale each image; image i draws its noise from (seed, i)."""
+            """Upscale each image; image i draws its noise from (seed, i). Of seeds: draw each."""
             params = params or {}
             sampling = {key: params[key] for key in ("steps", "sampler") if params.get(key)}
+            if self._model.side is not None:
+                return np.stack([self._model.sample(seed=seed, **sampling) for seed in given_seeds(np.asarray(model_input))])
             seed = int(params.get("seed", 0))
             made = [self._model.upscale(np.asarray(image), seed=seed, sample=index, **sampling) for index, image in enumerate(model_input)]
             return made if isinstance(model_input, list) else np.stack(made)
 
-    set_model(RegisteredUpscaler())
+    set_model(RegisteredModel())
+
+
+def given_seeds(batch: np.ndarray) -> list[int]:
+    """The seeds of a batch (N,) or (N, 1) of integers. Raises BadInput for another one."""
+    from sr3_core.errors import BadInput
+
+    if batch.dtype.kind not in "iu" or batch.ndim not in (1, 2) or batch.size != len(batch) or not batch.size:
+        raise BadInput(f"seeds of {batch.dtype} {batch.shape}", "int64 (N,) or (N, 1), N >= 1", "give one seed an image, as np.arange(4)")
+    return [int(seed) for seed in batch.reshape(-1)]
 
 
 declare()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,41 @@ EXAMPLE_SIDE = 8
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pillow", "pydantic", "pyyaml", "fsspec", "safetensors")
 
 
+@dataclass(frozen=True)
+class Interface:
+    """What goes into the registered model and what comes out of it.
+
+    uint8 (N, H, W, ``channels``) becomes images ``scale`` times larger; a model that starts from noise (``side`` is not None) makes
+    (N, side, side, ``channels``) of int64 seeds (N,). ``trial_steps`` are those of the call that tries the model (0: the chosen number).
+    """
+
+    channels: int
+    scale: int
+    side: int | None
+    trial_steps: int = 0
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """Shape and dtype of a batch of one and the params of the call that tries it, for ``load_check``."""
+        params = {"steps": self.trial_steps}
+        if self.side is not None:
+            return {"shape": [1], "dtype": "int64", "params": params}
+        return {"shape": [1, EXAMPLE_SIDE, EXAMPLE_SIDE, self.channels], "dtype": "uint8", "params": params}
+
+    @property
+    def made(self) -> list[int]:
+        """Shape of what the model makes of the example."""
+        side = EXAMPLE_SIDE * self.scale if self.side is None else self.side
+        return [1, side, side, self.channels]
+
+
 def find(client: Any, name: str, fingerprint: str) -> Any | None:
     """The version of the registered model ``name`` that this fingerprint made, if there is one."""
     found = client.search_model_versions(f"name = '{name}'")
     return next((version for version in found if version.tags.get(FINGERPRINT) == fingerprint and version.status == "READY"), None)
 
 
-def register(
-    uri: str, *, run_id: str, name: str, bundle: Path, channels: int, scale: int, description: str, tags: Mapping[str, str]
-) -> str:
+def register(uri: str, *, run_id: str, name: str, bundle: Path, interface: Interface, description: str, tags: Mapping[str, str]) -> str:
     """Log ``bundle`` as a model of the run and make it a new version of ``name``; returns the version."""
     client = tracking.client(uri)
     with (
@@ -52,9 +79,9 @@ def register(
                 artifacts={"bundle": str(bundle)},
                 code_paths=[str(code)],
                 pip_requirements=_requirements(),
-                signature=_signature(channels),
-                input_example=_example(channels),
-                metadata={"scale": scale, "channels": channels},
+                signature=_signature(interface),
+                input_example=_example(interface),
+                metadata={"scale": interface.scale, "channels": interface.channels, "side": interface.side},
             )
         _create_registered_model(client, name)
         version = client.create_model_version(
@@ -64,11 +91,11 @@ def register(
     return str(version.version)
 
 
-def verify(uri: str, name: str, version: str, *, channels: int, scale: int) -> None:
+def verify(uri: str, name: str, version: str, *, interface: Interface) -> None:
     """Load the version in a fresh process that sees nothing of the repository; Failed unless an image of the right size comes back."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     model_uri = f"models:/{name}/{version}"
-    command = [sys.executable, "-P", str(HERE / "load_check.py"), model_uri, uri, str(EXAMPLE_SIDE), str(EXAMPLE_SIDE), str(channels)]
+    command = [sys.executable, "-P", str(HERE / "load_check.py"), model_uri, uri, json.dumps(interface.example)]
     with tempfile.TemporaryDirectory(prefix="sr3-load-") as folder:
         try:
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LOAD_SECONDS, check=False)
@@ -79,12 +106,13 @@ def verify(uri: str, name: str, version: str, *, channels: int, scale: int) -> N
     except (IndexError, ValueError):
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise Failed(f"{model_uri} does not load in a fresh process ({reason}); its alias was not moved") from None
-    expected = [1, EXAMPLE_SIDE * scale, EXAMPLE_SIDE * scale, channels]
+    expected = interface.made
     own = Path(sr3_core.__file__).resolve()
     if result["shape"] != expected or result["dtype"] != "uint8" or Path(result["sr3_core"]).resolve() == own:
         raise Failed(f"{model_uri} gave {result}, expected uint8 {expected} by its own code; its alias was not moved")
     tracking.client(uri).set_model_version_tag(name, version, VERIFIED, "true")
-    say("export", f"{model_uri} loaded in a fresh process and made {expected[2]} x {expected[1]} pixels of {EXAMPLE_SIDE} x {EXAMPLE_SIDE}")
+    given = f"{EXAMPLE_SIDE} x {EXAMPLE_SIDE}" if interface.side is None else "noise"
+    say("export", f"{model_uri} loaded in a fresh process and made {expected[2]} x {expected[1]} pixels of {given}")
 
 
 def move_alias(uri: str, name: str, alias: str, version: str) -> None:
@@ -127,23 +155,20 @@ def _requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
-def _example(channels: int) -> Any:
+def _example(interface: Interface) -> Any:
     import numpy as np
 
-    return np.zeros((1, EXAMPLE_SIDE, EXAMPLE_SIDE, channels), np.uint8)
+    return np.zeros(interface.example["shape"], interface.example["dtype"])
 
 
-def _signature(channels: int) -> Any:
+def _signature(interface: Interface) -> Any:
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types.schema import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, channels))])
-    params = ParamSchema(
-        [
-            ParamSpec("seed", DataType.long, 0),
-            ParamSpec("steps", DataType.long, 0),
-            ParamSpec("sampler", DataType.string, ""),
-        ]
-    )
-    return ModelSignature(inputs=images, outputs=images, params=params)
+    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, interface.channels))])
+    sampling = [ParamSpec("steps", DataType.long, 0), ParamSpec("sampler", DataType.string, "")]
+    if interface.side is None:
+        return ModelSignature(inputs=images, outputs=images, params=ParamSchema([ParamSpec("seed", DataType.long, 0), *sampling]))
+    made = Schema([TensorSpec(np.dtype(np.uint8), (-1, interface.side, interface.side, interface.channels))])
+    return ModelSignature(inputs=Schema([TensorSpec(np.dtype(np.int64), (-1,))]), outputs=made, params=ParamSchema(sampling))

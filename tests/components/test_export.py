@@ -42,9 +42,11 @@ print(json.dumps({
 """
 
 
-def write_inputs(root: Path, *, passed: bool = True, name: str = "pair", images_seen: int = 160) -> dict[str, str]:
-    """Two tiny trained stages and the report about them: the arguments of the room."""
-    recipe = config.load(str(RECIPES / "pair.yaml"))
+def write_inputs(
+    root: Path, *, passed: bool = True, name: str = "pair", images_seen: int = 160, recipe_name: str = "pair", **changes: Any
+) -> dict[str, str]:
+    """The tiny trained stages of a recipe and the report about them (``changes`` of it): the arguments of the room."""
+    recipe = config.load(str(RECIPES / f"{recipe_name}.yaml"))
     entries: list[dict[str, str]] = []
     for stage in recipe.stages:
         objective = plugins.load("objectives", stage.objective.name).Objective(stage, {"residual_scale": 0.3})
@@ -71,6 +73,7 @@ def write_inputs(root: Path, *, passed: bool = True, name: str = "pair", images_
         "search": {},
         "sampling": {"x16": {"steps": 3}, "x32": {}},
         "notes": {"x16": ["waived as published: 1000 steps"], "x32": []},
+        **changes,
     }  # fmt: skip
     rows = [report.Measurement("test", "x16", "ours", "key", "photo", "psnr", 20.0)]
     written = report.publish(str(root / "eval" / ("passed" if passed else "failed")), content, rows, page="<p>report</p>")
@@ -223,6 +226,50 @@ def test_a_named_model_is_looked_up_at_each_place_in_turn(
     assert not (tmp_path / "none").exists()
 
 
+NOTHING: dict[str, Any] = {"tasks": [], "metrics": [], "results": [], "gate": [], "notes": {}}
+NOTE = "4 images of seed 0, 0.100 s each. Nothing is compared"
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "says"),
+    [
+        ("base", 16, ("Images of 16 x 16 pixels from noise (noise -> 16 pixels)", "## Not measured")),
+        ("noise", 32, ("Images of 32 x 32 pixels from noise (noise -> 16 -> 32 pixels)", "sr3 upscale photo.jpg -o big.png --stage x32")),
+    ],
+)
+def test_a_model_that_starts_from_noise_takes_seeds(
+    name: str,
+    side: int,
+    says: tuple[str, ...],
+    exported: tuple[main.ExportResult, str],
+    root: Path,
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import mlflow
+
+    made = {"name": "base", "label": "base noise -> 16", "n": 4, "seconds": 0.1, "note": NOTE}
+    inputs = write_inputs(root / name, name=name, recipe_name=name, **NOTHING, generated=[made], sampling={"base": {"steps": 2}})
+    assert main.run(**{**inputs, "root": str(root)}, mlflow_uri=uri).model_uri == f"models:/{name}/1"
+    version = tracking.client(uri).get_model_version_by_alias(name, "champion")
+    assert all(text in version.description for text in (*says, NOTE, "| noise -> 16 |", "sr3 sample -o samples/ -n 4", "np.arange(4)"))
+    assert "Input: 8-bit" not in version.description and version.tags["metric.base/seconds"] == "0.1"
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the model's own code goes there
+    with tracking.current(uri):
+        model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+    assert str(model.metadata.signature.inputs) == "[Tensor('int64', (-1,))]"
+    drawn = model.predict(np.array([5, 6]))
+    assert (drawn.shape, drawn.dtype) == ((2, side, side, 3), np.uint8)
+    assert np.array_equal(drawn[1], upscale.find_model(f"models:/{name}/1", mlflow_uri=uri).sample(seed=6)), "as sr3 sample --seed 6"
+    unwrapped = model.unwrap_python_model()
+    assert np.array_equal(unwrapped.predict(None, np.array([[5], [6]])), drawn)
+    assert not np.array_equal(model.predict(np.array([5, 6]), params={"steps": 1}), drawn)
+    for wrong in (np.array([0.5]), np.array([[1, 2]]), np.array([], np.int64)):
+        with pytest.raises(BadInput, match="seeds of"):
+            unwrapped.predict(None, wrong)
+    tracking.client(uri).delete_registered_model(name)  # one champion is found unnamed
+
+
 def test_a_failed_gate_registers_nothing(exported: tuple[main.ExportResult, str], root: Path, uri: str) -> None:
     inputs = write_inputs(root, passed=False, name="refused")
     with pytest.raises(Failed) as failed:
@@ -248,7 +295,7 @@ def test_a_version_that_does_not_load_never_gets_the_alias(exported: tuple[main.
     client.create_registered_model("broken")
     version = client.create_model_version("broken", source=str(tmp_path))
     with pytest.raises(Failed, match="alias was not moved"):
-        registry.verify(uri, "broken", str(version.version), channels=3, scale=4)
+        registry.verify(uri, "broken", str(version.version), interface=registry.Interface(channels=3, scale=4, side=None))
     client.delete_registered_model("broken")
 
 

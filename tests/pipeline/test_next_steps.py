@@ -76,6 +76,14 @@ def test_a_single_stage_has_one_line(environment: Path) -> None:
     assert upscale == [".venv/current/bin/sr3 upscale PHOTO.jpg -o BIG.png --model models:/tiny@champion"]
 
 
+def test_a_model_that_starts_from_noise_makes_images_and_its_next_stage_enlarges_a_photo(environment: Path) -> None:
+    shown = list(lines("cascade_1024", environment).values())
+    assert shown[0] == ".venv/current/bin/sr3 sample -o SAMPLES/ -n 4 --model models:/sr3-cascade-1024@champion"
+    assert shown[1] == ".venv/current/bin/sr3 upscale PHOTO.jpg -o BIG.png --model models:/sr3-cascade-1024@champion --stage sr256"
+    alone = list(lines(str(RECIPES / "base.yaml"), environment).values())
+    assert alone[0].endswith("sample -o SAMPLES/ -n 4 --model models:/base@champion") and " upscale " not in "".join(alone)
+
+
 def test_other_places_are_options(environment: Path) -> None:
     here = lines("demo", environment, root="/my runs", mlflow_uri="sqlite:////my runs/mlflow.db")
     assert all(command.count(" --root '/my runs'") == 1 for command in list(here.values())[:3])
