@@ -13,16 +13,15 @@ from sr3_core.config import Data, Section
 from sr3_core.data import plan, reading
 from sr3_core.data.sources._base import Example, Source
 from sr3_core.errors import BadInput
+from tests import source_trees
 
-# plug-in -> the options of a good source, given a folder with photos; a plug-in that needs none works with {}
-OPTIONS = {"folder": lambda photos: {"uri": str(photos)}}
 NAMES = plugins.names("data.sources")
 
 
-def load(name: str, photos: Path) -> tuple[ModuleType, Section]:
+def load(name: str, photos: Path, tree: Path) -> tuple[ModuleType, Section]:
+    """The plug-in and the options of a good source, made below ``tree`` (tests/source_trees.py, where a new plug-in adds its layout)."""
     module = plugins.load("data.sources", name)
-    values = OPTIONS.get(name, lambda _: {})(photos)
-    return module, config.options(module.Options, values, "data")
+    return module, config.options(module.Options, source_trees.BUILD[name](photos, tree), "data")
 
 
 def listed(module: Any, options: Section) -> list[Example]:
@@ -35,8 +34,8 @@ def test_there_are_sources() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_module_has_the_three_names(name: str, photos: Path) -> None:
-    module, options = load(name, photos)
+def test_the_module_has_the_three_names(name: str, photos: Path, tmp_path: Path) -> None:
+    module, options = load(name, photos, tmp_path / "tree")
     assert isinstance(module, Source)
     assert issubclass(module.Options, Section)
     with pytest.raises(BadInput, match=r"unknown key data\.options\.no_such_option"):
@@ -44,8 +43,8 @@ def test_the_module_has_the_three_names(name: str, photos: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_examples_are_what_they_say(name: str, photos: Path) -> None:
-    module, options = load(name, photos)
+def test_examples_are_what_they_say(name: str, photos: Path, tmp_path: Path) -> None:
+    module, options = load(name, photos, tmp_path / "tree")
     data = Data.model_validate({"source": name, "options": options.model_dump(mode="json"), "levels": [16]})
     examples = listed(module, options)
     assert examples
@@ -55,13 +54,14 @@ def test_examples_are_what_they_say(name: str, photos: Path) -> None:
         assert example.split in (None, *config.SPLITS)
         assert storage.absolute(example.uri) == example.uri
         json.dumps(example.attributes, allow_nan=False)
-    assert not [photo for photo in (plan.inspect(example, data) for example in examples[:3]) if photo.reason]
+        assert example.uri == f"{example.container}#{example.member}" if example.member else example.container == example.uri
+    assert not [photo for photo in (plan.inspect(example, data) for example in examples) if photo.reason]
     assert images.decode(reading.read(data, examples[-1])).ndim == 3
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_source_says_the_same(name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, options = load(name, photos)
+    module, options = load(name, photos, tmp_path / "tree")
     examples, listing = listed(module, options), module.listing(options)
     monkeypatch.chdir(tmp_path)
     assert listed(module, options) == examples
@@ -72,7 +72,7 @@ def test_the_same_source_says_the_same(name: str, photos: Path, tmp_path: Path, 
 def test_the_listing_of_a_folder_follows_its_files(photos: Path, tmp_path: Path) -> None:
     for path in photos.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    module, options = load("folder", tmp_path)
+    module, options = load("folder", tmp_path, tmp_path)
     before = module.listing(options)
     first = sorted(tmp_path.iterdir())[0]
     first.write_bytes(first.read_bytes() + b"x")
@@ -84,7 +84,7 @@ def test_a_folder_knows_published_splits_and_leaves_other_files(photos: Path, tm
     for name in ("train/a.png", "test/deep/b.JPG", "val/c.webp", "other/d.png", "e.png", "train.png", "README.txt", ".hidden.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    module, options = load("folder", tmp_path)
+    module, options = load("folder", tmp_path, tmp_path)
     expected = {"train/a": "train", "test/deep/b": "test", "val/c": "val", "other/d": None, "e": None, "train": None}
     assert {example.key: example.split for example in listed(module, options)} == expected
 

@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from sr3_core import storage
 from sr3_core.config import SplitName
@@ -15,6 +15,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", "
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 HeldOut = Literal["val", "test"]
 
+_FOLDERS: dict[str, SplitName] = {"train": "train", "val": "val", "test": "test"}
 _SPLIT_WORDS: dict[str, SplitName] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -51,7 +52,7 @@ def listed(uri: str, suffixes: Collection[str] | None = None, *, pattern: str = 
 
 
 def split_glob(uri: str) -> tuple[str, str]:
-    """A URI with ``*`` or ``?`` in it as the folder before the first of them and the pattern below that; ("", "") never: no pattern is "".
+    """A URI with ``*`` or ``?`` in it as the folder before the first of them and the pattern below that folder; no pattern is "".
 
     A local file or folder that is really called so is taken literally.
     """
@@ -60,6 +61,28 @@ def split_glob(uri: str) -> tuple[str, str]:
     parts = uri.split("/")
     first = next(index for index, part in enumerate(parts) if "*" in part or "?" in part)
     return "/".join(parts[:first]) or ("/" if uri.startswith("/") else "."), "/".join(parts[first:])
+
+
+def with_glob(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options as they are given, with a pattern in ``uri`` parted into ``uri`` and ``glob``."""
+    if not isinstance(values.get("uri"), str) or values.get("glob"):
+        return values
+    uri, glob = split_glob(values["uri"])
+    return {**values, "uri": uri, "glob": glob}
+
+
+def containers(uri: str, suffixes: tuple[str, ...], pattern: str = "") -> tuple[bool, list[storage.FileInfo]]:
+    """Whether ``uri`` is one file, and that file or those below the folder, by relative path. BadInput as ``listed``."""
+    uri = storage.absolute(uri)
+    storage.check_readable(uri)
+    try:
+        return True, [storage.info(uri)]
+    except (IsADirectoryError, FileNotFoundError):  # a store has no folders, only names that begin alike
+        pass
+    files = [info for info in listed(uri, pattern=pattern or "**") if info.path_relative.lower().endswith(suffixes)]
+    if not files:
+        raise BadInput(f"no such file in {uri}", f"files that end in {', '.join(suffixes)}", "check data.options.uri")
+    return False, files
 
 
 def glob_expression(pattern: str) -> re.Pattern[str]:
@@ -87,14 +110,13 @@ def stem(path: str) -> str:
 def first_folder_split(path: str) -> SplitName | None:
     """The split that the first of several parts of a path names: train, val or test."""
     first, _, rest = path.partition("/")
-    found: SplitName | None = next((name for name in SPLITS if rest and name == first), None)
-    return found
+    return _FOLDERS.get(first) if rest else None
 
 
 def split_in_name(path: str) -> SplitName | None:
     """The split that a word of the file's name, or else of the nearest folder, tells: ``train-00000-of-00002.parquet``, ``val/000.tar``."""
     for part in reversed(path.split("/")):
-        found = {_SPLIT_WORDS[word] for word in re.split(r"[^A-Za-z]+", part.lower()) if word in _SPLIT_WORDS}
+        found: set[SplitName] = {_SPLIT_WORDS[word] for word in re.split(r"[^A-Za-z]+", part.lower()) if word in _SPLIT_WORDS}
         if len(found) == 1:
             return found.pop()
     return None
@@ -102,7 +124,7 @@ def split_in_name(path: str) -> SplitName | None:
 
 def lines(items: Iterable[tuple[str, storage.FileInfo]]) -> str:
     """A listing: ``name size stamp`` a line."""
-    return "\n".join(line(name, str(info.size), info.stamp) for name, info in items)
+    return "\n".join(line(name, info.size, info.stamp) for name, info in items)
 
 
 def line(*parts: object) -> str:
@@ -130,36 +152,43 @@ def numbered(
     *,
     name: re.Pattern[str],
     numbers: tuple[int, int],
+    within: tuple[int, int],
     key: str,
-    missing: str,
-    attributes: dict[str, str] | None = None,
+    missing: Callable[[int], str],
+    prefix: str = "",
 ) -> list[Listed]:
     """The inputs of a layout with a file for each number of ``numbers`` = (first, last), in that order, without splits.
 
-    ``name`` matches a file's relative path and has the group ``number``; ``key`` and ``missing`` are format strings of ``{number}``: the
-    example's key, and the URI where a file that is not there should be. Files outside of ``numbers`` are no inputs; photos whose name is
-    none of the layout's, and second files of one number, are inputs with a reason.
+    ``name`` matches a file's relative path and has the group ``number``; ``key`` is a format string of ``{number}``, the example's key;
+    ``missing`` tells the URI where a file that is not there should be. Files of the layout outside of ``numbers`` are no inputs; files
+    that are none of it - another name, a number not ``within`` it, a second file of one number - are inputs with a reason, named by
+    ``prefix`` and their path.
     """
     by_number: dict[int, storage.FileInfo] = {}
     strange: list[Listed] = []
     for info in files:
         match = name.fullmatch(info.path_relative)
-        number = int(match["number"]) if match else -1
-        if match is None or number in by_number:
-            reason = "not in the layout" if match is None else "second file of one number"
-            strange.append(Listed(Example(info.path_relative, info.uri, reason=reason, detail=info.path_relative), info))
+        number = int(match["number"]) if match else within[0] - 1
+        if not within[0] <= number <= within[1] or number in by_number:
+            reason = "second file of one number" if number in by_number else "not in the layout"
+            strange.append(Listed(Example(prefix + info.path_relative, info.uri, reason=reason, detail=info.path_relative), info))
         else:
             by_number[number] = info
     found: list[Listed] = []
     for number in range(numbers[0], numbers[1] + 1):
-        info = by_number.get(number)
-        uri = info.uri if info else missing.format(number=number)
-        found.append(Listed(Example(key.format(number=number), uri, attributes=attributes or {}), info))
+        there = by_number.get(number)
+        found.append(Listed(Example(key.format(number=number), there.uri if there else missing(number)), there))
     return found + strange
 
 
-def with_split(item: Listed, split: SplitName | None) -> Listed:
-    return replace(item, example=replace(item.example, split=split))
+def changed(item: Listed, **fields: Any) -> Listed:
+    """The item with some of its example's fields replaced."""
+    return replace(item, example=replace(item.example, **fields))
+
+
+def beside(uri: str, name: str) -> str:
+    """Where ``name`` is: itself when it is a URI or an absolute path, else below the folder ``uri``."""
+    return storage.absolute(name if "://" in name or os.path.isabs(name) else storage.join(storage.absolute(uri), name))
 
 
 def check_numbers(numbers: Sequence[int], name: str, allowed: tuple[int, int]) -> None:
@@ -167,6 +196,32 @@ def check_numbers(numbers: Sequence[int], name: str, allowed: tuple[int, int]) -
     first, last = numbers
     if not allowed[0] <= first <= last <= allowed[1]:
         raise ValueError(f"{name} {[first, last]} must be [first, last] within {list(allowed)}")
+
+
+def table(uri: str, allowed: str) -> list[list[str]]:
+    """The words of each line of a small text file, parted by commas or spaces; empty lines left out. BadInput says what is ``allowed``."""
+    try:
+        text = storage.read_bytes(uri).decode("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise BadInput(f"no list at {uri}", allowed, "fetch it, or mend data.options") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{uri} is no text ({error})", allowed, "fetch it again") from None
+    found = [text_line.replace(",", " ").split() for text_line in text.splitlines() if text_line.strip()]
+    if not found:
+        raise BadInput(f"{uri} is empty", allowed, "fetch it again")
+    return found
+
+
+def partition_list(uri: str) -> dict[str, SplitName]:
+    """CelebA's list_eval_partition.txt: ``000001.jpg 0`` a line, or the same as CSV with a head; 0 train, 1 val, 2 test."""
+    allowed = "a photo's name and 0, 1 or 2 a line, as list_eval_partition.txt"
+    splits: dict[str, SplitName] = {}
+    for number, words in enumerate(table(uri, allowed)):
+        if len(words) == 2 and words[1] in ("0", "1", "2"):
+            splits[words[0]] = SPLITS[int(words[1])]
+        elif number:
+            raise BadInput(f"line {number + 1} of {uri}: {' '.join(words)[:80]!r}", allowed, "fetch it again")
+    return splits
 
 
 def folder_of(files: Iterable[storage.FileInfo], folder: str) -> list[storage.FileInfo]:
@@ -183,6 +238,11 @@ def wrong_layout(uri: str, files: Sequence[storage.FileInfo], layout: str, do: s
     folders = sorted({os.path.dirname(info.path_relative) or "." for info in files})
     shown = ", ".join(folders[:4]) + (", ..." if len(folders) > 4 else "")
     return BadInput(f"{uri} with {len(files)} files in {shown or 'no folder'}", layout, do)
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of many names, for a message."""
+    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")
 
 
 def _printable(character: str) -> str:
