@@ -23,7 +23,7 @@ def write(
     mlflow_uri: str,
 ) -> str:
     """Markdown. ``manifests`` are the bundles' in the order of ``stages``; ``data`` is {"source": name, "counts": {split: {level: n}}}."""
-    first, last = stages[0], stages[-1]
+    first, last, bits = stages[0], stages[-1], int(manifests[0].get("bits", 8))  # not recorded by older bundles
     side = f"{last.high} x {last.high} pixels"
     what = f"Images of {side} from noise" if first.low is None else f"Super-resolution x{last.high // first.low}"
     judged, degradation = bool(report.content["tasks"]), report.content["degradation"]
@@ -68,31 +68,35 @@ def write(
         *[f"- {note}" for note in report.notes()],
         f"- Output: images of {side} alone."
         if first.low is None
-        else "- Input: 8-bit images of any size; above twice the area of training a network sees overlapping tiles.",
+        else f"- Input: {bits}-bit images of any size; above twice the area of training a network sees overlapping tiles.",
         "",
         "## Use",
         "",
         "```",
-        *[f"sr3 {command} --model models:/{section.model}@{section.alias} --mlflow-uri '{mlflow_uri}'" for command in _commands(stages)],
+        *[
+            f"sr3 {command} --model models:/{section.model}@{section.alias} --mlflow-uri '{mlflow_uri}'"
+            for command in _commands(stages, bits)
+        ],
         "```",
         "```python",
         "import mlflow",
         *(["import numpy as np"] if first.low is None else []),
         f'mlflow.set_tracking_uri("{mlflow_uri}")',
         f'model = mlflow.pyfunc.load_model("models:/{section.model}@{section.alias}")',
-        f"made = model.predict(np.arange(4))  # seeds, int64 (N,) -> uint8 (N, {last.high}, {last.high}, C)"
+        f"made = model.predict(np.arange(4))  # seeds, int64 (N,) -> uint{bits} (N, {last.high}, {last.high}, C)"
         if first.low is None
-        else 'large = model.predict(images, params={"seed": 0})  # uint8 (N, H, W, C) -> uint8 (N, scale x H, scale x W, C)',
+        else f'large = model.predict(images, params={{"seed": 0}})  # uint{bits} (N, H, W, C) -> uint{bits} (N, scale x H, scale x W, C)',
         "```",
         "",
     ]
     return "\n".join(lines)
 
 
-def _commands(stages: Sequence[Stage]) -> list[str]:
+def _commands(stages: Sequence[Stage], bits: int) -> list[str]:
+    files = "photo.jpg -o big.png" if bits == 8 and stages[0].channels in (1, 3) else "photo.npy -o big.npy"
     if stages[0].low is not None:
-        return ["upscale photo.jpg -o big.png"]
-    return ["sample -o samples/ -n 4", *[f"upscale photo.jpg -o big.png --stage {stage.name}" for stage in stages[1:2]]]
+        return [f"upscale {files}"]
+    return ["sample -o samples/ -n 4", *[f"upscale {files} --stage {stage.name}" for stage in stages[1:2]]]
 
 
 def _stage_row(stage: Stage, manifest: Mapping[str, Any], report: EvalReport) -> str:

@@ -147,9 +147,9 @@ def _interface(cascade: Cascade) -> registry.Interface:
     stage samples by a list of levels, whose length is its number of steps."""
     first, last = cascade.bundles[0].stage, cascade.bundles[-1].stage
     if first.low is not None:
-        return registry.Interface(channels=first.channels, scale=cascade.scale, side=None)
+        return registry.Interface(channels=first.channels, scale=cascade.scale, side=None, bits=cascade.bits)
     steps = 0 if any("gammas" in bundle.sampling for bundle in cascade.bundles) else 1
-    return registry.Interface(channels=first.channels, scale=cascade.scale, side=last.high, trial_steps=steps)
+    return registry.Interface(channels=first.channels, scale=cascade.scale, side=last.high, trial_steps=steps, bits=cascade.bits)
 
 
 def _register(

@@ -16,11 +16,11 @@ def declare() -> None:
     class RegisteredModel(PythonModel):
         """Images in, larger images out; of a model that starts from noise: seeds in, images out.
 
-        In: uint8 (N, H, W, C) array, or a list of uint8 (H, W, C) arrays (by ``unwrap_python_model()``: a signature takes arrays alone).
-        Out: uint8 (N, scale x H, scale x W, C), or a list when the input was one.
+        In: (N, H, W, C) array of uint8, or uint16 for a model of 16 bits, or a list of (H, W, C) arrays (by ``unwrap_python_model()``: a
+        signature takes arrays alone). Out: of the same type, (N, scale x H, scale x W, C), or a list when the input was one.
         params: ``seed`` (>= 0), ``steps`` (0: the chosen number), ``sampler`` ("": the chosen one).
 
-        From noise. In: int64 seeds (N,), or (N, 1). Out: uint8 (N, side, side, C), image i by seed i alone. params: no ``seed``.
+        From noise. In: int64 seeds (N,), or (N, 1). Out: images (N, side, side, C), image i by seed i alone. params: no ``seed``.
         """
 
         def load_context(self, context: Any) -> None:

@@ -30,14 +30,20 @@ REQUIREMENTS = ("mlflow", "torch", "numpy", "pillow", "pydantic", "pyyaml", "fss
 class Interface:
     """What goes into the registered model and what comes out of it.
 
-    uint8 (N, H, W, ``channels``) becomes images ``scale`` times larger; a model that starts from noise (``side`` is not None) makes
-    (N, side, side, ``channels``) of int64 seeds (N,). ``trial_steps`` are those of the call that tries the model (0: the chosen number).
+    (N, H, W, ``channels``) of uint8, or of uint16 for 16 ``bits``, becomes images ``scale`` times larger; a model that starts from noise
+    (``side`` is not None) makes (N, side, side, ``channels``) of int64 seeds (N,). ``trial_steps`` are those of the call that tries the model (0: the chosen number).
     """
 
     channels: int
     scale: int
     side: int | None
     trial_steps: int = 0
+    bits: int = 8
+
+    @property
+    def dtype(self) -> str:
+        """Of images in and out."""
+        return f"uint{self.bits}"
 
     @property
     def example(self) -> dict[str, Any]:
@@ -45,7 +51,7 @@ class Interface:
         params = {"steps": self.trial_steps}
         if self.side is not None:
             return {"shape": [1], "dtype": "int64", "params": params}
-        return {"shape": [1, EXAMPLE_SIDE, EXAMPLE_SIDE, self.channels], "dtype": "uint8", "params": params}
+        return {"shape": [1, EXAMPLE_SIDE, EXAMPLE_SIDE, self.channels], "dtype": self.dtype, "params": params}
 
     @property
     def made(self) -> list[int]:
@@ -81,7 +87,7 @@ def register(uri: str, *, run_id: str, name: str, bundle: Path, interface: Inter
                 pip_requirements=_requirements(),
                 signature=_signature(interface),
                 input_example=_example(interface),
-                metadata={"scale": interface.scale, "channels": interface.channels, "side": interface.side},
+                metadata={"scale": interface.scale, "channels": interface.channels, "bits": interface.bits, "side": interface.side},
             )
         _create_registered_model(client, name)
         version = client.create_model_version(
@@ -108,8 +114,8 @@ def verify(uri: str, name: str, version: str, *, interface: Interface) -> None:
         raise Failed(f"{model_uri} does not load in a fresh process ({reason}); its alias was not moved") from None
     expected = interface.made
     own = Path(sr3_core.__file__).resolve()
-    if result["shape"] != expected or result["dtype"] != "uint8" or Path(result["sr3_core"]).resolve() == own:
-        raise Failed(f"{model_uri} gave {result}, expected uint8 {expected} by its own code; its alias was not moved")
+    if result["shape"] != expected or result["dtype"] != interface.dtype or Path(result["sr3_core"]).resolve() == own:
+        raise Failed(f"{model_uri} gave {result}, expected {interface.dtype} {expected} by its own code; its alias was not moved")
     tracking.client(uri).set_model_version_tag(name, version, VERIFIED, "true")
     given = f"{EXAMPLE_SIDE} x {EXAMPLE_SIDE}" if interface.side is None else "noise"
     say("export", f"{model_uri} loaded in a fresh process and made {expected[2]} x {expected[1]} pixels of {given}")
@@ -166,9 +172,9 @@ def _signature(interface: Interface) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, interface.channels))])
+    images = Schema([TensorSpec(np.dtype(interface.dtype), (-1, -1, -1, interface.channels))])
     sampling = [ParamSpec("steps", DataType.long, 0), ParamSpec("sampler", DataType.string, "")]
     if interface.side is None:
         return ModelSignature(inputs=images, outputs=images, params=ParamSchema([ParamSpec("seed", DataType.long, 0), *sampling]))
-    made = Schema([TensorSpec(np.dtype(np.uint8), (-1, interface.side, interface.side, interface.channels))])
+    made = Schema([TensorSpec(np.dtype(interface.dtype), (-1, interface.side, interface.side, interface.channels))])
     return ModelSignature(inputs=Schema([TensorSpec(np.dtype(np.int64), (-1,))]), outputs=made, params=ParamSchema(sampling))
