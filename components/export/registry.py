@@ -31,7 +31,8 @@ class Interface:
     """What goes into the registered model and what comes out of it.
 
     (N, H, W, ``channels``) of uint8, or of uint16 for 16 ``bits``, becomes images ``scale`` times larger; a model that starts from noise
-    (``side`` is not None) makes (N, side, side, ``channels``) of int64 seeds (N,). ``trial_steps`` are those of the call that tries the model (0: the chosen number).
+    (``side`` is not None) makes (N, side, side, ``channels``) of int64 seeds (N,). ``trial_steps`` are those of the call that tries the
+    model (0: the chosen number).
     """
 
     channels: int
