@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sr3_core import storage
-from sr3_core.config import Section
+from sr3_core.config import Section, SplitName
 from sr3_core.data.sources import _files
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
@@ -24,6 +24,8 @@ PHOTOS: dict[str, tuple[str, ...]] = {
     "eiffel": ("eiffel-1.png", "eiffel-2.png"),
     **{name: (f"{name}.png",) for name in ("building2-3", "church", "greenscreen", "lab-scene", "notre-dame", "parks", "road", "roof")},
 }
+# What the demo photos hold out is held out here too, so that both may be used together; road is added to the one test photo of these.
+HELD_OUT: dict[str, SplitName] = {"church": "val", "greenscreen": "val", "parks": "val", "roof": "val", "lab-scene": "test", "road": "test"}
 
 
 class Options(Section):
@@ -33,16 +35,20 @@ class Options(Section):
 
 
 def examples(options: Options) -> Iterator[Example]:
-    """Every photo once, by name, without published splits. Raises BadInput when the package is not installed."""
+    """Every photo once, by name. Raises BadInput when the package is not installed."""
     for item in _items(options):
         yield item.example
 
 
 def listing(options: Options) -> str:
     """``key size`` and the package's version a line: the same on every machine that has it."""
+    items = _items(options)
     version = "given" if options.uri else importlib.metadata.version(PACKAGE)
-    stamps = ((item, item.info.size if item.info else "missing") for item in _items(options))
-    return "\n".join(_files.line(item.example.key, size, version, item.example.attributes["group"]) for item, size in stamps)
+    sizes = (item.info.size if item.info else "missing" for item in items)
+    return "\n".join(
+        _files.line(item.example.key, size, version, item.example.split, item.example.attributes["group"])
+        for item, size in zip(items, sizes, strict=True)
+    )
 
 
 def _items(options: Options) -> list[_files.Listed]:
@@ -58,7 +64,7 @@ def _items(options: Options) -> list[_files.Listed]:
             info = there.get(name)
             uri = info.uri if info else storage.join(folder, name)
             attributes = {"group": f"mvtb {group}", "licence": LICENCE, "source": f"{PACKAGE} {name}"}
-            found.append(_files.Listed(Example(_files.stem(name), uri, attributes=attributes), info))
+            found.append(_files.Listed(Example(_files.stem(name), uri, HELD_OUT.get(group, "train"), attributes=attributes), info))
     return sorted(found, key=lambda item: item.example.key)
 
 
