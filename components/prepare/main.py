@@ -56,10 +56,13 @@ def run(
     with tracking.child(mlflow_uri, parent, ROOM, mark) as tracker:
         made = _finished(uri)
         if made is None:
-            with lease(uri, task=ROOM) as held, cluster.connect(address, workers=1, cpus_per_worker=1, room=ROOM):
-                examples = source.examples(options)
-                made = shards.build(uri, data, examples, fingerprint=mark, held=held, mapper=_over_ray)
-            say(ROOM, f"{_counts(made)} -> {uri}")
+            with lease(uri, task=ROOM) as held:
+                made = _finished(uri, held=True)  # another run may have made it while this one waited
+                if made is None:
+                    with cluster.connect(address, workers=1, cpus_per_worker=1, room=ROOM):
+                        examples = source.examples(options)
+                        made = shards.build(uri, data, examples, fingerprint=mark, held=held, mapper=_over_ray)
+                    say(ROOM, f"{_counts(made)} -> {uri}")
         tracker.log_params({"data": data.model_dump(mode="json"), "workers": scale.workers})
         tracker.log_metrics(_numbers(made))
         tracker.set_tags({"sr3.shards_uri": made.uri, "sr3.shards_sha256": made.manifest_sha256})
@@ -84,16 +87,17 @@ def refuse_root_inside(root: str, source_uri: str | None) -> None:
         raise BadInput(f"root {root} inside the source {source}", "a root outside of it", "choose another --root")
 
 
-def _finished(uri: str) -> ShardSet | None:
-    """The finished ShardSet at ``uri``; None when there is none, or when it is damaged, which is said."""
+def _finished(uri: str, *, held: bool = False) -> ShardSet | None:
+    """The finished ShardSet at ``uri``; None when there is none, or a damaged one: who holds the lease says so and drops its manifest."""
     if not storage.exists(storage.join(uri, MANIFEST)):
         return None
     try:
         made = ShardSet.open(uri)
         made.verify()
     except BadInput as error:
-        say(ROOM, f"{error.got}: made anew")
-        storage.remove(storage.join(uri, MANIFEST))
+        if held:
+            say(ROOM, f"{error.got}: made anew")
+            storage.remove(storage.join(uri, MANIFEST))
         return None
     say(ROOM, f"up to date: {_counts(made)} in {uri}")
     return made

@@ -87,6 +87,7 @@ def build(
     if held is not None:
         held.check()
     storage.write_json(storage.join(uri, MANIFEST), _manifest(data, made, entries, fingerprint))
+    storage.remove_parts(uri)  # tasks of a run that was killed may have gone on for seconds
     storage.remove(storage.join(uri, INSPECTED))
     return ShardSet.open(uri)
 

@@ -32,6 +32,15 @@ def test_a_task_whose_process_dies_is_tried_again(connected: cluster.Cluster, tm
     assert cluster.map_tasks(tasks.dies_once, [str(tmp_path / "marker")], retries=1) == ["alive"]
 
 
+def test_a_task_that_fails_for_a_moment_is_tried_again(connected: cluster.Cluster, tmp_path: Path) -> None:
+    told: list[str] = []
+    markers = [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert cluster.map_tasks(tasks.raises_once, markers, retries=1, on_done=lambda _, said: told.append(said)) == ["answered"] * 2
+    assert told == ["answered"] * 2
+    with pytest.raises(Failed, match="failed 1 times, at last with ConnectionResetError: the store hung up"):
+        cluster.map_tasks(tasks.raises_once, [str(tmp_path / "three")], retries=0)
+
+
 def test_a_final_failure_names_the_item(connected: cluster.Cluster) -> None:
     with pytest.raises(Failed, match="photo 2 failed 2 times, at last with ValueError: two is not allowed"):
         cluster.map_tasks(tasks.fails, [1, 2, 3], retries=1, name=lambda number: f"photo {number}")

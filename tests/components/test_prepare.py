@@ -115,7 +115,6 @@ def test_root_in_the_source_by_a_link_is_refused(photos: Path, tmp_path: Path) -
     ("changes", "line"),
     [
         ({"source": "foldr"}, r"unknown data\.sources plug-in 'foldr'; allowed: folder"),
-        ({"channels": 4}, r"data\.channels=4"),
         ({"options": {"uri": "x", "urls": "x"}}, r"unknown key data\.options\.urls; allowed: uri"),
         ({"options": {}}, r"no value for data\.options\.uri"),
     ],
@@ -164,6 +163,28 @@ def test_the_command_reads_a_recipe_and_ends_with_its_code(tmp_path: Path, ray_h
     done = command()
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("bad input: neither --recipe nor --section")
+
+
+def test_killed_workers_and_a_store_that_fails_leave_the_shards_as_they_should_be(ray_head: RayHead, photos: Path, tmp_path: Path) -> None:
+    from components import cluster
+    from tests.plugins import tasks
+
+    data = Data.model_validate_json(section(photos))
+    examples = list(folder.examples(folder.Options(uri=str(photos))))
+    alone = shards.build(str(tmp_path / "alone"), data, examples, fingerprint="f")
+
+    def mapper(function: Any, items: Any, on_done: Any) -> list[Any]:
+        if function is not shards.make_shard:
+            return shards.in_process(function, items, on_done)
+        how = {0: "killed", 1: "raised", 2: "killed"}
+        troubled = [tasks.Troubled(str(tmp_path / f"tried {number}"), how.get(number, "raised"), task) for number, task in enumerate(items)]
+        return cluster.map_tasks(tasks.make_shard_on_second_try, troubled, on_done=lambda item, result: on_done(item.task, result))
+
+    with cluster.connect(ray_head.address, workers=1, cpus_per_worker=1, room="test"):
+        made = shards.build(str(tmp_path / "out"), data, examples, fingerprint="f", mapper=mapper)
+    made.verify()
+    assert made.manifest_sha256 == alone.manifest_sha256
+    assert len(list(tmp_path.glob("tried *"))) == len(made.manifest["shards"]) > 3
 
 
 def test_a_task_that_dies_is_tried_again_and_bad_input_passes_through(ray_head: RayHead, tmp_path: Path) -> None:
