@@ -78,7 +78,8 @@ def resolve(source: str, overrides: Sequence[str]) -> Asked:
         recipe = config.load(source, overrides)
         return Asked(recipe.data, True, recipe.name)
     values: dict[str, Any] = {"data": {"source": source, "levels": [1], "options": {}}}
-    is_place = "://" in source or os.sep in source or source.startswith("~") or (source not in names and os.path.exists(source))
+    is_pattern = any(character in source for character in "*?[")
+    is_place = is_pattern or "://" in source or os.sep in source or source[:1] == "~" or (source not in names and os.path.exists(source))
     if is_place:
         values["data"].update(source="folder", options={"uri": source})
     elif source not in names and "." not in source:

@@ -94,8 +94,10 @@ def page(content: Content, pictures: Pictures) -> str:
 
 def size(count: float) -> str:
     """Bytes in the largest unit that leaves a number of 1 or more."""
-    power = min(4, int(math.log(count, 1024))) if count >= 1 else 0
-    return f"{count / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+    if count < 1024:
+        return f"{count:.0f} B"
+    power = min(4, int(math.log(count, 1024)))
+    return f"{count / 1024**power:.3g} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
 
 
 def duration(seconds: float) -> str:
@@ -103,7 +105,7 @@ def duration(seconds: float) -> str:
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.2g} s"
+    return f"{seconds:.3g} s"
 
 
 def _what(content: Content) -> str:
