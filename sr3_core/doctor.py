@@ -21,6 +21,7 @@ from sr3_core.config import Data
 from sr3_core.data import plan, reading, shards
 from sr3_core.data.degrade import detail
 from sr3_core.data.sources._base import Example
+from sr3_core.data.sources.archive import ARCHIVES
 from sr3_core.doctor_findings import Seen
 from sr3_core.errors import EXIT_DONE, EXIT_FAILED, BadInput, nearest
 from sr3_core.progress import Progress
@@ -81,7 +82,10 @@ def resolve(source: str, overrides: Sequence[str]) -> Asked:
     is_pattern = any(character in source for character in "*?[")
     is_place = is_pattern or "://" in source or os.sep in source or source[:1] == "~" or (source not in names and os.path.exists(source))
     if is_place:
-        values["data"].update(source="folder", options={"uri": source})
+        values["data"].update(source="archive" if source.lower().endswith(ARCHIVES) else "folder", options={"uri": source})
+        if values["data"]["source"] == "folder" and storage.is_local(source) and os.path.isfile(os.path.expanduser(source)):
+            allowed = f"a folder, an archive ({', '.join(ARCHIVES)}) or a plug-in"
+            raise BadInput(f"{source} is a file", allowed, "name its plug-in and --set uri=...")
     elif source not in names and "." not in source:
         known = [*names, *config.recipe_names()]
         raise BadInput(f"unknown source {source!r}", f"a folder, a URI or {nearest(source, known)}", "name one of these or give ./FOLDER")

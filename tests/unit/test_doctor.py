@@ -242,6 +242,15 @@ def test_the_order_of_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert doctor.resolve("photos", ()).data.options == {"uri": "photos"}
     assert doctor.resolve("./demo", ()).data.options == {"uri": "./demo"}
     assert doctor.resolve("folder", ("uri=2024",)).data.options == {"uri": "2024"}
+    assert doctor.resolve("photos/*.jpg", ()).data.source == "folder"
+
+
+def test_an_archive_is_opened_and_another_file_is_refused(folder: Path) -> None:
+    packed = shutil.make_archive(str(folder.parent / "packed"), "zip", folder)
+    content = doctor.examine(doctor.resolve(packed, ()), limit=None)[0]
+    assert content["source"]["name"] == "archive" and content["inputs"]["usable"] == 6 and content["verdict"]["usable"]
+    with pytest.raises(BadInput, match="is a file"):
+        doctor.resolve(str(folder / "church.jpg"), ())
 
 
 def test_a_plug_in_of_the_user(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
