@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from components import cluster
 from components.jobs import submit_and_follow
-from sr3_core import config, images, storage, tracking
+from sr3_core import config, storage, tracking
 from sr3_core.artifacts.lease import lease
 from sr3_core.artifacts.shardset import MANIFEST, NEAR_DUPLICATES, REJECTED, SCHEMA_VERSION, ShardSet
 from sr3_core.config import Data, Scaling
@@ -37,8 +37,6 @@ def run(
     data = config.parse(Data, section)
     scale = config.parse(Scaling, scaling)
     root = storage.absolute(root)
-    if data.channels not in images.CHANNELS:
-        raise BadInput(f"data.channels={data.channels}", f"one of {images.CHANNELS}", "change data.channels and the stages' channels")
     source, options = reading.source_of(data)
     refuse_root_inside(root, getattr(options, "uri", None))
     mark = fingerprint(data, source.listing(options))
@@ -128,6 +126,9 @@ def _counts(made: ShardSet) -> str:
     near: dict[str, int] = made.manifest.get("near_duplicates", {})
     if near.get("photos"):
         parts.append(f"{near['photos']} photos in {near['groups']} groups of near-duplicates (see {NEAR_DUPLICATES})")
+    profiles: dict[str, int] = made.manifest.get("profiles", {})
+    told = {"other": "converted to sRGB", "broken": "broken, their pixels as they are"}
+    parts += [f"colour profiles of {count} photos {told[profile]}" for profile, count in profiles.items()]
     if rejected:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items()))
         parts.append(f"rejected {sum(rejected.values())} ({reasons}; see {REJECTED})")

@@ -36,6 +36,7 @@ class Photo:
     detail: str = ""
     flat: dict[str, float] = field(default_factory=dict[str, float])  # suffix of a tile below the minimum detail -> its detail
     near_hash: str = ""  # perceptual hash, 16 hex digits, where near-duplicates are looked for
+    profile: str = ""  # "other" or "broken" where its colours come with such a profile: images.Header
     member: str = ""  # this and ``place`` as in Example: where a container has it
     place: str = ""
 
@@ -152,6 +153,7 @@ def inspect(example: Example, data: Data) -> Photo:
     try:
         content = reading.read(data, example)
         array = images.decode(content, channels=data.channels, bits=data.bits)
+        profile = images.header(content).profile
     except FileNotFoundError:
         return _refused(photo, "missing", "it was listed, but is not there")
     except IsADirectoryError:
@@ -170,6 +172,7 @@ def inspect(example: Example, data: Data) -> Photo:
         height=array.shape[0],
         width=array.shape[1],
         flat=flat,
+        profile=profile if profile in ("other", "broken") else "",
         near_hash="" if data.near_duplicates is None else images.perceptual_hash(array),
     )
 
@@ -233,6 +236,12 @@ def refuse_too_few(plan: Plan, data: Data, listed_at: str) -> None:
             got = f"no photo of split {split} reaches {data.levels[-1]} pixels; the largest level there is {top}"
             do = "add larger photos, or leave that level and its stage out: --set 'data.levels=[64, 256]' --set 'stages=[{name: sr256}]'"
             raise BadInput(got, f"at least one for each of data.levels {list(data.levels)}", do)
+
+
+def profiles_of(plan: Plan) -> dict[str, int]:
+    """How many accepted photos have a colour profile that was followed ("other") or could not be ("broken")."""
+    profiles = {sample.photo.key: sample.photo.profile for shard in plan.shards for sample in shard.samples}
+    return dict(sorted(Counter(profile for profile in profiles.values() if profile).items()))
 
 
 def reasons_of(plan: Plan) -> dict[str, int]:

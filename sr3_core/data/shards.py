@@ -265,13 +265,15 @@ def _manifest(data: Data, made: plan.Plan, entries: Sequence[dict[str, Any]], fi
         for member in entry["members"]:
             for level in member["levels"]:
                 counts[entry["split"]][level] += 1
-    # said only by sets that ask for it, so that the others keep their bytes
+    # said only by sets that ask for it or have it, so that the others keep their bytes
+    profiles = {"profiles": found} if (found := plan.profiles_of(made)) else {}
     tiles = {"refused_tiles": {"flat tile": len(made.flat)}} if data.tiles.min_detail > 0 else {}
     groups = len({item.group for item in made.near})
     near = {} if data.near_duplicates is None else {"near_duplicates": {"photos": len(made.near), "groups": groups}}
     return {
         **tiles,
         **near,
+        **profiles,
         "schema": SCHEMA_VERSION,
         "section": data.model_dump(mode="json"),
         "fingerprint": fingerprint,

@@ -17,6 +17,7 @@ from sr3_core.data import degrade, shards
 from sr3_core.data.loader import MicroBatches
 from sr3_core.data.sources import folder
 from sr3_core.errors import BadInput
+from tests.unit.test_depth import SRGB, WIDE
 
 LEVELS = (16, 32)
 KINDS = [(8, 1), (8, 2), (8, 3), (8, 4), (8, 7), (16, 1), (16, 2), (16, 3), (16, 4)]
@@ -132,6 +133,25 @@ def test_codecs_are_exact_below_the_largest_level_and_keep_the_floor_on_it(
         for level in LEVELS:
             extensions[level].add(found.sample("train", index).members[level][2])
     assert extensions == {16: {lower}, 32: {largest}}
+
+
+def test_colour_profiles_are_followed_once_and_counted(tmp_path: Path) -> None:
+    """The level is stored in sRGB without a profile: nothing is converted twice, and no source bytes pass through unconverted."""
+    at = tmp_path / "in"
+    at.mkdir()
+    array = noise(1, 8, 3, side=32)
+    for name, embedded in (("wide", WIDE), ("srgb", SRGB), ("broken", b"none")):
+        Image.fromarray(array).save(at / f"{name}.png", icc_profile=embedded)
+    found = built(at, section(at))
+    assert found.manifest["profiles"] == {"broken": 1, "other": 1}
+    converted = images.decode((at / "wide.png").read_bytes())
+    assert (converted != array).any()
+    for index, key in enumerate(found.keys("train")):
+        assert np.array_equal(found.image("train", index, 32), converted if key == "wide" else array)
+        offset, size, _ = found.sample("train", index).members[32]
+        stored = storage.read_range(storage.join(found.uri, found.sample("train", 0).shard), offset, size)
+        assert (stored == (at / f"{key}.png").read_bytes()) == (key != "wide")
+        assert images.header(stored).profile == {"wide": "none", "srgb": "sRGB", "broken": "broken"}[key]
 
 
 def bmp(array: images.Array) -> bytes:
