@@ -47,6 +47,12 @@ def load(kind: Kind, name: str) -> ModuleType:
     raise BadInput(f"unknown {kind} plug-in {name!r}", nearest(name, names(kind)), f"name one of these or a dotted module, or add {file}")
 
 
+def forget() -> None:
+    """Look for installed packages again: for one that was installed while this process ran."""
+    importlib.invalidate_caches()
+    _entry_points.cache_clear()
+
+
 def _own(kind: Kind) -> list[str]:
     folder = _HERE.joinpath(*kind.split("."))
     return [item.name for item in pkgutil.iter_modules([str(folder)]) if not item.name.startswith("_")]

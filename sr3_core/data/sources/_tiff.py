@@ -71,7 +71,10 @@ def page(uri: str, at: int) -> bytes:
             blocks[offsets] = [_exactly(uri, place, size) for place, size in zip(places, sizes, strict=True)]
     if len(blocks) != 1:
         raise BadImage("corrupt", "a page without strips or tiles")
-    return _written(uri, layout, entries, *blocks.popitem())
+    try:
+        return _written(uri, layout, entries, *blocks.popitem())
+    except struct.error as error:
+        raise BadImage("corrupt", f"a value that needs more than 4 bytes ({error})") from None
 
 
 def _written(uri: str, layout: _Layout, entries: dict[int, tuple[int, int, bytes]], offsets: int, blocks: list[bytes]) -> bytes:

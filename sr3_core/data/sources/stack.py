@@ -75,20 +75,20 @@ def _slices(info: storage.FileInfo, stem: str, options: Options) -> Iterator[tup
     """(key, member, what kind of slice lies where, what is wrong with it)."""
     try:
         if info.uri.lower().endswith(".npy"):
-            yield from _numbered(stem, "", "npy", _header(info, options.axes))
+            yield from _numbered(stem, "", "npy", _header(info, options.axes), info.path_relative)
         elif info.uri.lower().endswith(".npz"):
             for name, about in _headers(info, options.axes).items():
-                yield from _numbered(f"{stem}/{name}", f"{name}/", "npz", about)
+                yield from _numbered(f"{stem}/{name}", f"{name}/", "npz", about, f"{info.path_relative}/{name}")
         else:
             for number, at in enumerate(_tiff.pages(info)):
                 yield f"{stem}/{number:06d}", str(number), f"tiff {at}", None
     except BadImage as error:
-        yield stem, "file", "none 0", error
+        yield info.path_relative, "file", "none 0", error
 
 
-def _numbered(stem: str, member: str, kind: str, about: _arrays.Header) -> Iterator[tuple[str, str, str, BadImage | None]]:
+def _numbered(stem: str, member: str, kind: str, about: _arrays.Header, whole: str) -> Iterator[tuple[str, str, str, BadImage | None]]:
     if about.reason:
-        yield stem, f"{member}file", "none 0", BadImage(about.reason, about.detail)
+        yield whole, f"{member}file", "none 0", BadImage(about.reason, about.detail)
         return
     for number in range(about.slices):
         yield f"{stem}/{number:06d}", f"{member}{number}", f"{kind} {number}", None
