@@ -61,7 +61,6 @@ _FILTERS: dict[str, Image.Resampling] = {
 _PROFILED = frozenset({"RGB", "RGBA", "CMYK"})  # modes whose colour profile is followed
 _EXIF_ORIENTATION = 0x0112
 _SHIFTS = {2: 2, 4: 4, 8: 6, 16: 8}  # of a block of so many pixels a side: log2 of how many it has
-_PNG_EXIF = (b"eXIf", b"Raw profile type", b"adobe.xmp")  # asking a PNG for its EXIF decodes it; without any of these it has none
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # then width, height, 4 bytes, interlace at 28, the checksum at 29
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES = 258, 262, 277
 
@@ -362,7 +361,7 @@ def _read(data: bytes) -> tuple[Header, Image.Image | None]:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         width, height = image.size
-        plain = image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF)
+        plain = image.format == "PNG" and not _png_has_text(data)  # asking a PNG for its EXIF decodes it
         turned = 1 if plain else image.getexif().get(_EXIF_ORIENTATION, 1)
         frames = cast(int, getattr(image, "n_frames", 1))
         bits, channels = _depth(image, data)
@@ -480,6 +479,16 @@ def _to_srgb(profile: bytes, mode: str) -> tuple[Profile, Any]:
     probe = Image.fromarray(lattice).convert(mode)
     moved = np.asarray(cast(Image.Image, ImageCms.applyTransform(probe, transform)).convert("RGB"), dtype=np.int16)
     return ("sRGB", None) if np.abs(moved - lattice).max() <= SRGB_TOLERANCE else ("other", transform)
+
+
+def _png_has_text(data: bytes) -> bool:
+    """Whether a PNG has a chunk that may hold EXIF or XMP, or is damaged; its pixels are stepped over."""
+    place = 8
+    while (kind := data[place + 4 : place + 8]) != b"IEND":
+        if not kind or kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            return True
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    return False
 
 
 def _damage(error: Exception) -> BadImage:

@@ -17,6 +17,7 @@ from sr3_core.artifacts.report import NOISE, OURS, PICTURES, SECONDS, Measuremen
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.cascade import Cascade, sample_seed
 from sr3_core.errors import BadInput, Failed
+from sr3_core.inference import Upscaler
 from sr3_core.metrics import _base as metrics
 
 PARTS = "parts"
@@ -84,7 +85,9 @@ def _outputs(job: Job) -> Iterator[tuple[Task, Tensor, float]]:
         model = baselines.Baseline(job.model)
         for task in job.tasks:
             start = time.perf_counter()
-            prediction = model.predict(metrics.signed(_image(job, task.low)), seeds=[0], size=(task.high, task.high))
+            low = metrics.signed(_image(job, task.low))  # a square, or a whole photo of any shape
+            size = (low.shape[-2] * task.scale, low.shape[-1] * task.scale)
+            prediction = model.predict(low, seeds=[0], size=size)
             yield task, _rounded(prediction, job, task.name), time.perf_counter() - start
         return
     tasks = {task.stop: task for task in job.tasks}
@@ -102,7 +105,8 @@ def _chain(
 
     The seconds leave out what is done with an output before the next one is asked for.
     """
-    cascade = _cascade(job.setting.bundles, job.setting.device, job.setting.bits)
+    whole_photos = _shards(job.setting.shards_uri).data.fit == "keep"
+    cascade = _cascade(job.setting.bundles, job.setting.device, job.setting.bits, tiled=whole_photos)
     options: list[Mapping[str, Any]] = [json.loads(each) for each in sampling]
     chain = cascade.outputs(low, seeds=[drawn], first=first, stop=max(wanted), sampling=options)
     seconds = 0.0
@@ -128,7 +132,7 @@ def _keep(setting: Setting, name: str, output: Tensor) -> None:
 
 
 def _image(job: Job, level: int) -> Tensor:
-    """A stored level of the photo, (1, C, level, level) in [0, 1]."""
+    """A stored level of the photo, (1, C, level, level) or of its own shape, in [0, 1]."""
     array = _shards(job.setting.shards_uri).image(job.photo.split, job.photo.index, level)
     return torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1)[None] / images.peak(job.setting.bits)
 
@@ -139,7 +143,7 @@ def _shards(uri: str) -> ShardSet:
 
 
 @lru_cache(maxsize=1)
-def _cascade(bundles: tuple[tuple[str, str], ...], device: str, bits: int) -> Cascade:
+def _cascade(bundles: tuple[tuple[str, str], ...], device: str, bits: int, *, tiled: bool) -> Cascade:
     loaded: list[ModelBundle] = []
     for uri, sha256 in bundles:
         bundle = ModelBundle.load(uri)
@@ -151,7 +155,8 @@ def _cascade(bundles: tuple[tuple[str, str], ...], device: str, bits: int) -> Ca
             raise BadInput(f"bundle {uri} of {bundle.bits} bits", f"the {bits} of the ShardSet", "run train again")
         bundle.network.to(device)
         loaded.append(bundle)
-    return Cascade(loaded)
+    cascade = Cascade(loaded)
+    return Upscaler(cascade).cascade if tiled else cascade  # a whole photo is seen as a user's is: in tiles where it is large
 
 
 @lru_cache(maxsize=64)

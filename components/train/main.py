@@ -12,7 +12,7 @@ from sr3_core.artifacts.bundle import ModelBundle
 from sr3_core.artifacts.lease import Lease, lease
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Scaling, Stage
-from sr3_core.data.loader import MicroBatches
+from sr3_core.data.loader import opened
 from sr3_core.errors import BadInput, Failed
 from sr3_core.progress import Progress, say
 from sr3_core.tracking import Tracker
@@ -52,9 +52,11 @@ def run(
     if shards.manifest_sha256 != shards_sha256:
         got = f"ShardSet {shards_uri} with manifest sha256 {shards.manifest_sha256[:12]}..."
         raise BadInput(got, f"{shards_sha256[:12]}..., as prepare handed it on", "run prepare again, or pass that ShardSet's sha256")
-    MicroBatches(shards, stage)  # refuses what it cannot serve, before Ray starts
+    here = scale.model_copy(update={"shard_cache": None})  # a folder of the workers' machines
+    batches = opened(shards.uri, stage, here)  # refuses what the data cannot serve, before Ray starts
     root, task = storage.absolute(root), f"{ROOM}-{stage.name}"
-    mark = config.fingerprint(stage.canonical_json(), shards_sha256, f"train {bundle.SCHEMA_VERSION}")
+    others = [other.manifest_sha256 for other in batches.sets[1:]]
+    mark = config.fingerprint(stage.canonical_json(), shards_sha256, *others, f"train {bundle.SCHEMA_VERSION}")
     folder = storage.join(root, "train", stage.name, mark)
     place = storage.join(folder, "bundle")
     storage.check_writable(root)
@@ -86,8 +88,9 @@ def _train(stage: Stage, scale: Scaling, shards: ShardSet, *, address: str, fold
         from components.train import ray_launcher  # imports ray, which reads its settings then
 
         job = ray_launcher.Job(
-            stage=stage.canonical_json(), shards_uri=shards.uri, checkpoints_uri=store.uri, threads=ray_cluster.cpus_per_worker
-        )
+            stage=stage.canonical_json(), shards_uri=shards.uri, checkpoints_uri=store.uri, threads=ray_cluster.cpus_per_worker,
+            scaling=scale.canonical_json(),
+        )  # fmt: skip
         ray_launcher.fit(
             job, workers=scale.workers, gpu=gpu, folder_uri=folder, own_ray=not address, on_event=_Follower(stage, tracker, task)
         )

@@ -18,8 +18,8 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from sr3_core import config, remote, storage
-from sr3_core.artifacts.shardset import ShardSet
-from sr3_core.config import Stage
+from sr3_core.config import Scaling, Stage
+from sr3_core.data.loader import opened
 from sr3_core.errors import BadInput, Failed
 from sr3_core.training.loop import train
 from sr3_core.training.state import CheckpointStore
@@ -39,6 +39,7 @@ class Job:
     shards_uri: str
     checkpoints_uri: str
     threads: int  # of torch, in each worker
+    scaling: str  # the section as JSON
 
 
 class RayWorker(DistributedWorker):
@@ -151,7 +152,8 @@ def _work(given: dict[str, Any]) -> None:
     try:
         train(
             stage,
-            ShardSet.open(job.shards_uri),
+            None,
+            batches=opened(job.shards_uri, stage, config.parse(Scaling, job.scaling)),
             worker=worker,
             checkpoints=checkpoints,
             log=lambda images_seen, metrics: tell("log", images_seen, metrics),

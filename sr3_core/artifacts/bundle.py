@@ -188,7 +188,9 @@ def _manifest(uri: str) -> dict[str, Any]:
     manifest = storage.read_json(place)
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA_VERSION:
-        raise BadInput(f"{place} of schema {schema}", f"schema {SCHEMA_VERSION}", "use the version of the project that wrote it, or train again")
+        raise BadInput(
+            f"{place} of schema {schema}", f"schema {SCHEMA_VERSION}", "use the version of the project that wrote it, or train again"
+        )
     for name, expected in cast("dict[str, str]", manifest["files"]).items():
         try:
             found = storage.sha256(storage.join(uri, name))

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sr3_core import images
+from sr3_core import images, storage
+from sr3_core.artifacts.range_cache import RangeCache
 from sr3_core.artifacts.shardset import ShardSet
-from sr3_core.config import SplitName, Stage
+from sr3_core.config import Scaling, SplitName, Stage
 from sr3_core.data import augment, prefetch
 from sr3_core.data.order import Mixture
 from sr3_core.errors import BadInput
@@ -66,14 +67,14 @@ class MicroBatches:
         self.shards, self.stage, self.split = weighted[0][0], stage, split
         self.crop = stage.training.crop or stage.high
         self.threads, self.prefetch_bytes = threads, prefetch_bytes
-        self._sets = [part for part, _ in weighted]
-        for other in self._sets[1:]:
-            _refuse_unlike(self._sets[0], other)
+        self.sets = [part for part, _ in weighted]
+        for other in self.sets[1:]:
+            _refuse_unlike(self.sets[0], other)
         if stage.training.augment.saturation and stage.channels != 3:
             got = f"augment.saturation for {stage.channels} channels"
             raise BadInput(got, "3 channels", "set training.augment.saturation=0")
-        self._samples = [_usable(part, stage, split) for part in self._sets]
-        self._labels = _labels(self._sets, split, self._samples)
+        self._samples = [_usable(part, stage, split) for part in self.sets]
+        self._labels = _labels(self.sets, split, self._samples)
         try:
             self._order = Mixture([len(samples) for samples in self._samples], [weight for _, weight in weighted], stage.training.seed)
         except ValueError as error:
@@ -91,7 +92,7 @@ class MicroBatches:
         indices = range(first_index, first_index + count)
         places = [self._order.place(index) for index in indices]
         pairs = [
-            augment.pair(self._sets[part], self.split, self._samples[part][sample], stage=self.stage, index=index)
+            augment.pair(self.sets[part], self.split, self._samples[part][sample], stage=self.stage, index=index)
             for (part, sample), index in zip(places, indices, strict=True)
         ]
         lows = [low for _, low in pairs if low is not None]
@@ -100,7 +101,7 @@ class MicroBatches:
             high=torch.from_numpy(images.batch_to_unit([high for high, _ in pairs])),
             low=torch.from_numpy(images.batch_to_unit(lows)) if lows else None,
             sample_index=np.arange(first_index, first_index + count, dtype=np.int64),
-            keys=tuple(self._sets[part].sample(self.split, self._samples[part][sample]).key for part, sample in places),
+            keys=tuple(self.sets[part].sample(self.split, self._samples[part][sample]).key for part, sample in places),
             labels=None if labels is None else torch.tensor([labels[part][sample] for part, sample in places], dtype=torch.int64),
         )
 
@@ -117,6 +118,20 @@ class MicroBatches:
         """Of the floats of one batch."""
         low = 0 if self.stage.low is None else (self.crop // self.stage.scale) ** 2
         return 4 * indices[1] * self.stage.channels * (self.crop**2 + low)
+
+
+def opened(shards_uri: str, stage: Stage, scaling: Scaling) -> MicroBatches:
+    """The training stream of ``stage`` on the ShardSet at ``shards_uri`` and those of ``training.mix``, read as ``scaling`` says.
+
+    Raises BadInput as ``ShardSet.open``, ``RangeCache`` and ``MicroBatches`` do.
+    """
+    mix = stage.training.mix
+    weights = [(shards_uri, 1)] if mix is None else [(shards_uri, mix.weight), *((other.shards, other.weight) for other in mix.others)]
+    ranges = None
+    if scaling.shard_cache is not None and not all(storage.is_local(uri) for uri, _ in weights):
+        ranges = RangeCache(scaling.shard_cache, scaling.shard_cache_bytes)
+    sets = [(ShardSet.open(uri, ranges=None if storage.is_local(uri) else ranges), weight) for uri, weight in weights]
+    return MicroBatches(sets, stage, threads=scaling.loader_threads, prefetch_bytes=scaling.prefetch_bytes)
 
 
 def _refuse_unlike(first: ShardSet, other: ShardSet) -> None:

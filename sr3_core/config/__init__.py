@@ -1,0 +1,52 @@
+"""What a run should do: the recipe, its sections, how they are read, changed by ``--set`` and fingerprinted. No torch here.
+
+A recipe is a YAML file under ``sr3_core/recipes`` (or a path). Every section is frozen and refuses unknown keys. A room
+receives only its own section, as one canonical JSON string, so that a change elsewhere leaves its result up to date.
+"""
+
+from sr3_core.config.data import Blur, Codec, Corruption, Data, Jpeg, Noise, Split, Tiles
+from sr3_core.config.recipe import Evaluation, Export, Recipe, Rule, Scaling, Search, load
+from sr3_core.config.section import MAX_SECTION_BYTES, SPLITS, Plugin, Section, SectionT, SplitName, fingerprint, options, parse
+from sr3_core.config.stage import Augment, Ema, LearningRate, Mix, Optimizer, OtherData, Stage, Training, sizes
+from sr3_core.errors import nearest
+from sr3_core.recipe_file import RECIPES, recipe_names, refuse_secrets
+
+__all__ = [
+    "MAX_SECTION_BYTES",
+    "RECIPES",
+    "SPLITS",
+    "Augment",
+    "Blur",
+    "Codec",
+    "Corruption",
+    "Data",
+    "Ema",
+    "Evaluation",
+    "Export",
+    "Jpeg",
+    "LearningRate",
+    "Mix",
+    "Noise",
+    "Optimizer",
+    "OtherData",
+    "Plugin",
+    "Recipe",
+    "Rule",
+    "Scaling",
+    "Search",
+    "Section",
+    "SectionT",
+    "Split",
+    "SplitName",
+    "Stage",
+    "Tiles",
+    "Training",
+    "fingerprint",
+    "load",
+    "nearest",
+    "options",
+    "parse",
+    "recipe_names",
+    "refuse_secrets",
+    "sizes",
+]

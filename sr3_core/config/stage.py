@@ -1,0 +1,136 @@
+"""The train room's section: one model of the cascade, what it is and how it is trained. No torch here."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sr3_core.config.section import NAME, Plugin, Section
+
+
+class Optimizer(Section):
+    name: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = Field(default=1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class LearningRate(Section):
+    """Shape of the learning rate over images seen: linear warm-up, then constant or cosine down to ``final`` of the peak."""
+
+    name: Literal["constant", "cosine"] = "constant"
+    warmup_images: int = Field(default=0, ge=0)
+    final: float = Field(default=0.0, ge=0, le=1)
+
+
+class Ema(Section):
+    """Exponential moving average of the weights; with ``warmup`` the decay is min(decay, (1 + steps) / (10 + steps))."""
+
+    decay: float = Field(default=0.9999, ge=0, lt=1)
+    warmup: bool = True
+
+
+class Augment(Section):
+    """Training-time changes, drawn per global sample index. ``zoom`` z > 1 crops a side up to z times larger and resizes it down.
+
+    ``brightness``, ``contrast`` (around middle grey) and ``saturation`` (3 channels) multiply by 1 +- so much, high and low alike.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("brightness", "contrast", "saturation")
+
+    flip: bool = True
+    rotate90: bool = False
+    zoom: float = Field(default=1.0, ge=1)
+    brightness: float = Field(default=0.0, ge=0, lt=1)
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+    saturation: float = Field(default=0.0, ge=0, le=1)
+
+
+class OtherData(Section):
+    """A finished ShardSet to train on beside the recipe's own; ``weight`` samples of it come for each ``mix.weight`` of the recipe's."""
+
+    shards: str
+    weight: int = Field(default=1, ge=1)
+
+    @field_validator("shards")
+    @classmethod
+    def _same_for_every_worker(cls, value: str) -> str:
+        if not value.startswith("/") and "://" not in value:
+            raise ValueError(f"{value} must be an absolute path or a URI: workers stand in folders of their own")
+        return value
+
+
+class Mix(Section):
+    """Training on several ShardSets: ``weight`` samples of the recipe's own data for ``others[i].weight`` of each other, exactly."""
+
+    weight: int = Field(default=1, ge=1)
+    others: tuple[OtherData, ...] = Field(min_length=1)
+
+
+class Training(Section):
+    """How long and with what a stage is trained. Every length is counted in images seen, at any world size."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("mix",)
+
+    images: int = Field(gt=0)
+    global_batch: int = Field(gt=0)
+    micro_batch: int = Field(gt=0)
+    crop: int | None = Field(default=None, gt=0)
+    augment: Augment = Augment()
+    mix: Mix | None = None
+    optimizer: Optimizer = Optimizer()
+    learning_rate: LearningRate = LearningRate()
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    ema: Ema = Ema()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    deterministic: bool = False
+    checkpoint_images: int = Field(gt=0)
+    log_images: int = Field(gt=0)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Training":
+        if self.global_batch % self.micro_batch:
+            raise ValueError(f"global_batch {self.global_batch} must be a multiple of micro_batch {self.micro_batch}")
+        for field in ("images", "checkpoint_images", "log_images"):
+            if getattr(self, field) % self.global_batch:
+                raise ValueError(f"{field} {getattr(self, field)} must be a multiple of global_batch {self.global_batch}")
+        return self
+
+
+class Stage(Section):
+    """One model of the cascade, the train room's section: ``low`` -> ``high`` pixels (``low`` null: unconditional)."""
+
+    name: str = Field(pattern=NAME)
+    low: int | None = Field(default=None, gt=0)
+    high: int = Field(gt=0)
+    channels: int = Field(default=3, ge=1, le=64)
+    model: Plugin
+    objective: Plugin
+    training: Training
+    sampling: dict[str, Any] = Field(default={})
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> "Stage":
+        if self.low is not None and (self.low >= self.high or self.high % self.low):
+            raise ValueError(f"low {self.low} must divide high {self.high}")
+        crop = self.training.crop
+        if crop is not None and (crop > self.high or (self.low is not None and crop % (self.high // self.low))):
+            raise ValueError(f"training.crop {crop} must be at most high {self.high} and a multiple of the scale")
+        return self
+
+    @property
+    def scale(self) -> int:
+        """How many times larger the output is than ``low`` (1 for an unconditional stage)."""
+        return 1 if self.low is None else self.high // self.low
+
+    @property
+    def sizes(self) -> str:
+        """``64 -> 256``, or ``noise -> 64`` for an unconditional stage."""
+        return f"{'noise' if self.low is None else self.low} -> {self.high}"
+
+
+def sizes(stages: Sequence[Stage]) -> str:
+    """The sizes of a chain of stages: ``noise -> 64 -> 256`` or ``16 -> 64``."""
+    return " -> ".join([stages[0].sizes, *(str(stage.high) for stage in stages[1:])])
