@@ -1,4 +1,4 @@
-"""Recipe files as plain values: strict YAML, ``extends``, ``--set a.b=c``, and no credentials. What they mean is in config.py."""
+"""Recipe files as plain values: strict YAML, ``extends``, ``--set a.b=c``, and no credentials. What they mean is in config/."""
 
 import datetime
 import re

@@ -27,7 +27,7 @@ SEAMS = {
     ),
 }
 NO_TORCH = (
-    "sr3_core/__init__.py", "sr3_core/config.py", "sr3_core/errors.py", "sr3_core/storage.py", "sr3_core/remote.py",
+    "sr3_core/__init__.py", "sr3_core/config/", "sr3_core/errors.py", "sr3_core/storage.py", "sr3_core/remote.py",
     "sr3_core/images.py", "sr3_core/seeds.py",
     "sr3_core/tracking.py", "sr3_core/artifacts/shardset.py", "sr3_core/artifacts/report.py", "sr3_core/data/sources/",
     "sr3_core/data/shards.py", "sr3_core/data/order.py", "components/prepare/",
