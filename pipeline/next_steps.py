@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from sr3_core import config, storage, tracking_uri
+from sr3_core import config, storage, tracking
 
 _DEMO_MODEL = "models:/sr3-demo@champion"  # alone in its MLflow as a rule, so `sr3 upscale` finds it unnamed
 _CURRENT = "current"  # the link that `make setup` keeps to the environment of the current locks
@@ -33,7 +33,7 @@ def executable(name: str, *, folder: Path, path: str) -> str:
 
 def ui_command(mlflow_uri: str, *, folder: Path, path: str) -> str:
     """The command that shows the runs of ``mlflow_uri`` in a browser, or the address of a server."""
-    first, space, rest = tracking_uri.ui_command(mlflow_uri).partition(" ")
+    first, space, rest = tracking.ui_command(mlflow_uri).partition(" ")
     return f"{executable(first, folder=folder, path=path)} {rest}" if space else first
 
 
@@ -45,7 +45,7 @@ def commands(recipe: config.Recipe, *, root: str, mlflow_uri: str, default_root:
     """
     sr3 = executable("sr3", folder=folder, path=path)
     model = f"models:/{recipe.export.model}@{recipe.export.alias}"
-    own_mlflow = storage.is_local(root) and mlflow_uri == tracking_uri.default_uri(root)
+    own_mlflow = storage.is_local(root) and mlflow_uri == tracking.default_uri(root)
     mlflow = "" if own_mlflow else f" --mlflow-uri {shlex.quote(mlflow_uri)}"
     at_root = "" if root == default_root else f" --root {shlex.quote(root)}"
     named = "" if model == _DEMO_MODEL else f" --model {model}"

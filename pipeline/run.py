@@ -18,7 +18,7 @@ from pathlib import Path
 
 from components import entry
 from pipeline import console, dag, next_steps, preflight
-from sr3_core import config, processes, storage, tracking_uri
+from sr3_core import config, processes, storage, tracking
 from sr3_core.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, BadInput, Failed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -71,9 +71,9 @@ def run(recipe_name: str, overrides: list[str], *, root: str, mlflow_uri: str, r
 def resolve(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: str, run_key: str) -> Place:
     """Absolute runtime parameters with their defaults: ./sr3-runs, sqlite under root, no Ray, the recipe's run key."""
     config.refuse_secrets({"root": root, "mlflow_uri": mlflow_uri, "ray_address": ray_address})
-    default = storage.absolute(tracking_uri.DEFAULT_ROOT)
+    default = storage.absolute(tracking.DEFAULT_ROOT)
     root = storage.absolute(root) if root else default
-    uri = tracking_uri.absolute(mlflow_uri) if mlflow_uri else tracking_uri.default_uri(root)
+    uri = tracking.absolute(mlflow_uri) if mlflow_uri else tracking.default_uri(root)
     key = run_key or dag.default_run_key(recipe)
     return Place(root=root, mlflow_uri=uri, ray_address=ray_address, run_key=key, default_root=default, folder=Path.cwd())
 

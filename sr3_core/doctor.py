@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from sr3_core import config, doctor_checks, doctor_findings, doctor_page, images, plugins, recipe_file, storage
-from sr3_core.config import Data
+from sr3_core import config, doctor_checks, doctor_findings, doctor_page, images, plugins, storage
+from sr3_core.config import Data, recipe_file
 from sr3_core.data import plan, reading, shards
 from sr3_core.data.degrade import detail
 from sr3_core.data.sources._base import Example

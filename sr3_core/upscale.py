@@ -11,7 +11,7 @@ from sr3_core import images, storage, tracking
 from sr3_core.errors import BadInput
 from sr3_core.inference import REGISTERED, Upscaler, load_model, read_image
 from sr3_core.progress import Progress, say
-from sr3_core.tracking_uri import DEFAULT_ROOT
+from sr3_core.tracking import DEFAULT_ROOT
 
 ALIAS = "champion"
 _FORMATS: dict[str, images.Format] = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg", ".npy": "npy"}

@@ -17,7 +17,7 @@ SEAMS = {
     "fsspec": ("sr3_core/remote.py",),
     "PIL": ("sr3_core/images.py",),
     "ray": ("components/cluster.py", "components/jobs.py", "components/train/ray_launcher.py"),
-    "mlflow": ("sr3_core/tracking.py", "components/export/"),
+    "mlflow": ("sr3_core/tracking/", "components/export/"),
     "kfp": (
         "pipeline/",
         "components/prepare/component.py",
@@ -29,10 +29,10 @@ SEAMS = {
 NO_TORCH = (
     "sr3_core/__init__.py", "sr3_core/config/", "sr3_core/errors.py", "sr3_core/storage.py", "sr3_core/remote.py",
     "sr3_core/images.py", "sr3_core/seeds.py",
-    "sr3_core/tracking.py", "sr3_core/artifacts/shardset.py", "sr3_core/artifacts/report.py", "sr3_core/data/sources/",
+    "sr3_core/tracking/", "sr3_core/artifacts/shardset.py", "sr3_core/artifacts/report.py", "sr3_core/data/sources/",
     "sr3_core/data/shards.py", "sr3_core/data/order.py", "components/prepare/",
 )  # fmt: skip
-MLFLOW_INSIDE_FUNCTIONS = ("sr3_core/tracking.py", "components/export/")
+MLFLOW_INSIDE_FUNCTIONS = ("sr3_core/tracking/", "components/export/")
 PIPELINE_AT_IMPORT = {"pipeline/dag.py", "pipeline/resources.py", "pipeline/submit.py", "pipeline/cli.py", "pipeline/__init__.py"}
 
 

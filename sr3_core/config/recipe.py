@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sr3_core import recipe_file
+from sr3_core.config import recipe_file
 from sr3_core.config.data import Data
 from sr3_core.config.section import NAME, Plugin, Section, SplitName, parse
 from sr3_core.config.stage import Stage

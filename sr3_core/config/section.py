@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
+from sr3_core.config.recipe_file import refuse_secrets
 from sr3_core.errors import BadInput, nearest
-from sr3_core.recipe_file import refuse_secrets
 
 MAX_SECTION_BYTES = 64 * 1024  # a section travels as one pipeline parameter
 SPLITS = ("train", "val", "test")

@@ -13,7 +13,8 @@ import pytest
 
 from sr3_core import tracking
 from sr3_core.errors import BadInput, Failed
-from sr3_core.journal import Journal
+from sr3_core.tracking import tracker as tracker_module
+from sr3_core.tracking.journal import Journal
 from tests.conftest import answers, free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -208,7 +209,7 @@ def test_a_server_lost_in_mid_run_loses_nothing(
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(tracker_module, "ANSWER_SECONDS", 1)
     note = tmp_path / "note.txt"
     note.write_text("kept")
     with tracking.child(server.uri, None, "train-x4", "f") as tracker:

@@ -10,7 +10,7 @@ import yaml
 
 from sr3_core.errors import BadInput, nearest
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def recipe_names() -> list[str]:
