@@ -4,7 +4,7 @@ Denoiser signature: ``network(noisy, low, gamma, *, label=None, augmentation=Non
 """
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -15,8 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from sr3_core.config import Section, Stage
 from sr3_core.diffusion.schedules import Schedule
 from sr3_core.errors import BadInput
+from sr3_core.labels import NONE
 from sr3_core.models._blocks import (
     Attention,
+    Constant,
     DeepResidualBlock,
     NoiseConditioning,
     NoiseEmbedding,
@@ -54,14 +56,14 @@ class Options(Section):
     (0 first, -1 last), and in the middle; ``logit_scale`` divides by sqrt(channels per head), sqrt(channels) or nothing; ``qkv_layout``
     heads: [heads][q, k, v]. Maps larger than ``attention_max_side`` squared are refused unless it is raised.
 
-    Inputs: ``low_first`` in the concatenation; ``labels`` classes (0: labels are left alone; no label given: a class of its own);
-    ``augmentation``: the conditioning-augmentation level in [0, 1] is embedded (false: left alone). ``stem`` s > 1 moves s x s pixels
-    into channels first (and back last). ``padding`` reflect pads other sizes to the network's multiple, forbid refuses them.
+    Inputs: ``low_first`` in the concatenation; ``labels`` classes (0: labels are left alone; no label: a class of its own, which starts
+    at 0); ``augmentation``: the conditioning-augmentation level in [0, 1] is embedded (false: left alone). ``stem`` s > 1 moves s x s
+    pixels into channels first (and back last). ``padding`` reflect pads other sizes to the network's multiple, forbid refuses them.
     ``checkpoint_blocks`` recomputes each block in the backward pass instead of storing it.
     """
 
     channels: int = Field(default=128, ge=4)
-    multipliers: tuple[int, ...] = Field(default=(1, 2, 4, 8, 8), min_length=1)
+    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 2, 4, 8, 8), min_length=1)
     blocks: int = Field(default=3, ge=1)
     block_style: Literal["ddpm", "biggan", "biggan_deep"] = "biggan"
     bottleneck: int = Field(default=4, ge=1)
@@ -168,11 +170,10 @@ class UNet(nn.Module):
         make = _Factory(options)
         pixels = options.stem**2
         self.embedding = make.embedding(options.embedding_scale)
-        self.label = nn.Embedding(options.labels + 1, make.width) if options.labels else None
+        self.label = make.label_embedding() if options.labels else None
         self.augmentation = make.embedding(AUGMENTATION_SCALE) if options.augmentation else None
         if options.table is not None:
-            descent = -torch.tensor(options.table.gammas()[1:]).log()
-            self.register_buffer("descent", descent, persistent=False)  # -log gamma (T,) float64, ascending
+            self.descent = Constant(-torch.tensor(options.table.gammas()[1:], device="cpu").log())  # -log gamma (T,) float64, ascending
         self.conv_in = nn.Conv2d(channels * pixels * (2 if conditional else 1), options.channels, 3, padding=1)
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -209,8 +210,8 @@ class UNet(nn.Module):
     ) -> Tensor:
         """Prediction (N, C, H, W) for ``noisy`` (N, C, H, W), ``low`` upsampled to it (None when unconditional), ``gamma`` (N,) float64.
 
-        ``label`` (N,) int64 in [0, labels), None for no label; ``augmentation`` (N,) in [0, 1], None for 0. Raises ValueError for a low
-        image too many or missing, BadInput for sizes that the options refuse.
+        ``label`` (N,) int64 in [0, labels), -1 for no label, None for none at all; ``augmentation`` (N,) in [0, 1], None for 0. Raises
+        ValueError for a low image too many or missing, BadInput for sizes that the options refuse.
         """
         if (low is not None) != self.conditional:
             raise ValueError("a low image is needed" if self.conditional else "an unconditional network takes no low image")
@@ -244,8 +245,8 @@ class UNet(nn.Module):
     def _embedded(self, gamma_N: Tensor, label: Tensor | None, augmentation: Tensor | None) -> Tensor:
         embedding: Tensor = self.embedding(self._fed(gamma_N))
         if self.label is not None:
-            none = torch.full_like(gamma_N, self.options.labels, dtype=torch.int64)
-            embedding = embedding + self.label(none if label is None else label)
+            last = torch.full_like(gamma_N, self.options.labels, dtype=torch.int64)
+            embedding = embedding + self.label(last if label is None else torch.where(label == NONE, last, label))
         if self.augmentation is not None:
             embedding = embedding + self.augmentation(torch.zeros_like(gamma_N) if augmentation is None else augmentation)
         return embedding
@@ -258,7 +259,7 @@ class UNet(nn.Module):
             return gamma_N.sqrt()
         if self.options.fed == "log_snr":
             return (gamma_N.log() - (-gamma_N).log1p()).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
-        return _interpolated(-gamma_N.log(), self.get_buffer("descent"))
+        return _interpolated(-gamma_N.log(), self.descent())
 
 
 class _Factory:
@@ -273,6 +274,13 @@ class _Factory:
         denominator = options.channels // 2 - (options.frequency_denominator == "half_minus_one")
         hidden = options.embedding_hidden * options.channels
         return NoiseEmbedding(options.channels, hidden, self.width, scale=scale, period=options.embedding_period, denominator=denominator)
+
+    def label_embedding(self) -> nn.Embedding:
+        """Rows of the classes and, last, of no label: 0, so that a network that never trains it is moved to no class."""
+        made = nn.Embedding(self.options.labels + 1, self.width)
+        with torch.no_grad():
+            made.weight[-1].zero_()
+        return made
 
     def block(self, channels_in: int, channels_out: int, resample: Resample | None = None) -> nn.Module:
         options = self.options
