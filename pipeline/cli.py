@@ -190,6 +190,7 @@ def _made(command: Any) -> Any:
             "--chain", default="", help="Also show how the result came about: .webp or .gif animates it from noise on, .png is a grid."
         ),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option("--label", type=click.IntRange(min=0), help="Class of the images, for a model trained with labels."),
         click.option("--sampler", default="", help="Sampler instead of the chosen one."),
         click.option("--steps", type=click.IntRange(min=1), help="Sampling steps."),
         click.option("--stage", default="", help="One stage of a cascade alone."),

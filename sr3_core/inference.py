@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from sr3_core import images, seeds, storage, tracking
+from sr3_core import images, labels, seeds, storage, tracking
 from sr3_core.artifacts import bundle as bundles
 from sr3_core.artifacts.bundle import ModelBundle
 from sr3_core.cascade import Cascade, is_cascade, sample_seed
 from sr3_core.errors import BadInput
+from sr3_core.labels import Labels
 from sr3_core.tiling import TiledNetwork
 
 REGISTERED = "models:/"
@@ -58,6 +59,11 @@ class Upscaler:
         return self.cascade.bits
 
     @property
+    def labels(self) -> Labels:
+        """The class labels that the model may be told."""
+        return labels.of(*(bundle.stage for bundle in self.cascade.bundles))
+
+    @property
     def description(self) -> str:
         """The stages in order: ``base noise -> 64, sr256 64 -> 256``."""
         return ", ".join(f"{bundle.stage.name} {bundle.stage.sizes}" for bundle in self.cascade.bundles)
@@ -76,24 +82,31 @@ class Upscaler:
             got = f"a model that starts from a low image ({self.description})"
             raise BadInput(got, "a model that starts from noise", "make an image larger with sr3 upscale, or take another model")
 
+    def check_label(self, label: int | None) -> None:
+        """BadInput for a label (None: none) that the model was not trained with."""
+        self.labels.check(label, f"the model ({self.description})")
+
     def upscale(
         self,
         image: images.Array,
         *,
         seed: int = 0,
         sample: int = 0,
+        label: int | None = None,
         on_stage: Callable[[str], None] | None = None,
         on_prediction: OnPrediction | None = None,
         **sampling: Any,
     ) -> images.Array:
-        """(H, W, C) uint8, or uint16 for a model of 16 bits -> (scale x H, scale x W, C) alike. ``sample`` numbers draws of ``seed``.
+        """(H, W, C) uint8, or uint16 for a model of 16 bits -> (scale x H, scale x W, C) alike. ``sample`` numbers draws of ``seed``;
+        ``label`` is the image's class, for a model that is told labels.
 
         ``sampling`` overrides the chosen options of every stage. ``on_stage`` hears the name of each finished stage, ``on_prediction``
         after every call of a network the stage's name, gamma, the noisy state and the predicted clean image, both (1, C, H, W). Raises
-        BadInput for another depth or number of channels, an output above MAX_OUTPUT_PIXELS, unknown sampling options and a model that
-        starts from noise.
+        BadInput for another depth or number of channels, an output above MAX_OUTPUT_PIXELS, a label that the model was not trained with,
+        unknown sampling options and a model that starts from noise.
         """
         self.check_upscales()
+        self.check_label(label)
         if image.dtype.name != f"uint{self.bits}" or image.ndim != 3 or image.shape[2] != self.channels or not image.size:
             allowed = f"uint{self.bits} (height, width, {self.channels})"
             raise BadInput(f"an image of {image.dtype} {image.shape}", allowed, "convert it")
@@ -105,7 +118,7 @@ class Upscaler:
         padded = reflected(image, self._multiple())
         low = torch.from_numpy(images.to_unit(padded))[None]
         chosen = self._heard(sampling, on_prediction, height, width)
-        made = self._last(low, seeds.from_key(f"upscale {sample}", seed), chosen, on_stage)
+        made = self._last(low, seeds.from_key(f"upscale {sample}", seed), label, chosen, on_stage)
         return made[: height * self.scale, : width * self.scale]
 
     def sample(
@@ -113,24 +126,32 @@ class Upscaler:
         *,
         seed: int = 0,
         sample: int = 0,
+        label: int | None = None,
         on_stage: Callable[[str], None] | None = None,
         on_prediction: OnPrediction | None = None,
         **sampling: Any,
     ) -> images.Array:
         """An image from noise, (side, side, C) uint8 or uint16; the arguments are those of ``upscale``.
 
-        Raises BadInput for unknown sampling options and a model that starts from a low image.
+        Raises BadInput for a label that the model was not trained with, unknown sampling options and a model that starts from a low image.
         """
         self.check_samples()
+        self.check_label(label)
         first = self.cascade.bundles[0].stage.high
-        return self._last(None, sample_seed(seed, sample), self._heard(sampling, on_prediction, first, first), on_stage)
+        return self._last(None, sample_seed(seed, sample), label, self._heard(sampling, on_prediction, first, first), on_stage)
 
     def _last(
-        self, low: torch.Tensor | None, drawn: int, sampling: list[dict[str, Any]], on_stage: Callable[[str], None] | None
+        self,
+        low: torch.Tensor | None,
+        drawn: int,
+        label: int | None,
+        sampling: list[dict[str, Any]],
+        on_stage: Callable[[str], None] | None,
     ) -> images.Array:
-        """The last stage's image (H, W, C) for ``low`` (1, C, h, w) or from noise, by the seed ``drawn``."""
+        """The last stage's image (H, W, C) of class ``label`` for ``low`` (1, C, h, w) or from noise, by the seed ``drawn``."""
         made: list[torch.Tensor] = []
-        for bundle, output in zip(self.cascade.bundles, self.cascade.outputs(low, seeds=[drawn], sampling=sampling), strict=True):
+        outputs = self.cascade.outputs(low, seeds=[drawn], labels=labels.tensor(label), sampling=sampling)
+        for bundle, output in zip(self.cascade.bundles, outputs, strict=True):
             made = [output]
             if on_stage is not None:
                 on_stage(bundle.stage.name)
@@ -189,10 +210,12 @@ def load_model(uri: str, *, mlflow_uri: str = "", stage: str = "") -> Upscaler:
     return _load_folder(uri, stage)
 
 
-def upscale(image: images.Array | str | Path, *, model: Upscaler, seed: int = 0, sample: int = 0, **sampling: Any) -> images.Array:
+def upscale(
+    image: images.Array | str | Path, *, model: Upscaler, seed: int = 0, sample: int = 0, label: int | None = None, **sampling: Any
+) -> images.Array:
     """``model.upscale`` of an (H, W, C) array or of an image file (any URI)."""
     array = image if isinstance(image, np.ndarray) else read_image(str(image), channels=model.channels, bits=model.bits)
-    return model.upscale(array, seed=seed, sample=sample, **sampling)
+    return model.upscale(array, seed=seed, sample=sample, label=label, **sampling)
 
 
 def read_image(uri: str, *, channels: int, bits: int) -> images.Array:

@@ -70,6 +70,11 @@ def check_samples(stage: Stage, found: Collection[int | None], where: str) -> No
         raise BadInput(f"label {wrong} of {where}, for {asks}", f"0 .. {count - 1}", do)
 
 
+def tensor(label: int | None) -> Tensor | None:
+    """The labels of a batch of one image; None for no label."""
+    return None if label is None else torch.tensor([label], dtype=torch.int64)
+
+
 def checked(stage: Stage, labels: Tensor | None, *, count: int) -> Tensor | None:
     """``labels`` (``count``,) int64 as the stage's network may be given them; None where it is told none. Raises BadInput for others."""
     known = of(stage)

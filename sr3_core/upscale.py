@@ -30,12 +30,13 @@ def run(
     sampler: str = "",
     seed: int = 0,
     samples: int = 1,
+    label: int | None = None,
     force: bool = False,
     chain: str = "",
 ) -> list[str]:
     """Upscale every input, or make images from noise (``inputs`` None); returns what was written. Raises BadInput.
 
-    ``samples`` K > 1 writes name-1 .. name-K; the name of an image from noise in a folder is "sample".
+    ``samples`` K > 1 writes name-1 .. name-K; the name of an image from noise in a folder is "sample". ``label`` is the class of them all.
     ``chain`` names a file for the pictures of one image's reverse process: .webp or .gif an animation, .png a grid.
     """
     if samples < 1 or seed < 0 or (steps is not None and steps < 1):
@@ -49,12 +50,14 @@ def run(
         upscaler.check_samples()
     else:
         upscaler.check_upscales()
+    upscaler.check_label(label)
     refuse_formats([name for names in targets for name in names], upscaler)
     upscaler.to_accelerator()
     say(room, f"model: {upscaler.description}" + (f" (x{upscaler.scale})" if inputs is not None else ""))
     sampling: dict[str, Any] = {**({"steps": steps} if steps is not None else {}), **({"sampler": sampler} if sampler else {})}
     written: list[str] = []
     stages = len(upscaler.cascade.bundles)
+    by = f"seed {seed}" + (f", label {label}" if label is not None else "")
 
     def advance(stage: str) -> None:
         progress.advance(1, stage)
@@ -66,10 +69,10 @@ def run(
             for sample, name in enumerate(names):
                 kept = chains.Chain(stages=stages)
                 heard: dict[str, Any] = {"on_stage": advance, "on_prediction": kept.add if chain else None}
-                given: dict[str, Any] = {"seed": seed, "sample": sample, **heard, **sampling}
+                given: dict[str, Any] = {"seed": seed, "sample": sample, "label": label, **heard, **sampling}
                 made = upscaler.sample(**given) if array is None else upscaler.upscale(array, **given)
                 storage.write_bytes(name, images.encode(made, _FORMATS[_suffix(name)]))
-                say(room, f"wrote {name} ({made.shape[1]} x {made.shape[0]} from {origin}, seed {seed})")
+                say(room, f"wrote {name} ({made.shape[1]} x {made.shape[0]} from {origin}, {by})")
                 written.append(name)
                 if chain:
                     storage.write_bytes(chain, chains.picture(kept, chain, low=array, result=made))

@@ -1,7 +1,7 @@
 """Micro-batches of training pairs read from ShardSets, each a pure function of (seed, first sample index, count).
 
 Legend: N samples, C channels, H x W pixels of ``high``, h x w of ``low`` (H / scale). Randomness is drawn by global sample index,
-so the stream is the same for any number of workers and threads and is entered anywhere. Models and devices are not known here.
+so the stream is the same for any number of workers and threads and is entered anywhere. Of models only their labels are known here.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sr3_core import images, storage
+from sr3_core import images, labels, storage
 from sr3_core.artifacts.range_cache import RangeCache
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Scaling, SplitName, Stage
@@ -61,7 +61,8 @@ class MicroBatches:
         ``prefetch_bytes`` of them ahead.
 
         Raises BadInput when the sets cannot serve ``stage``: no sample with its levels, other channels, other bits or another
-        degradation than the first set's, labels on a part only, colour changes for other channels than theirs.
+        degradation than the first set's, labels on a part only or not those of the stage's network, colour changes for other channels than
+        theirs.
         """
         weighted = [(shards, 1)] if isinstance(shards, ShardSet) else list(shards)
         self.shards, self.stage, self.split = weighted[0][0], stage, split
@@ -75,6 +76,9 @@ class MicroBatches:
             raise BadInput(got, "3 channels", "set training.augment.saturation=0")
         self._samples = [_usable(part, stage, split) for part in self.sets]
         self._labels = _labels(self.sets, split, self._samples)
+        for part, (other, samples) in enumerate(zip(self.sets, self._samples, strict=True)):
+            found = [None] * len(samples) if self._labels is None else self._labels[part]
+            labels.check_samples(stage, found, f"split {split} of {other.uri}")
         try:
             self._order = Mixture([len(samples) for samples in self._samples], [weight for _, weight in weighted], stage.training.seed)
         except ValueError as error:
@@ -96,13 +100,13 @@ class MicroBatches:
             for (part, sample), index in zip(places, indices, strict=True)
         ]
         lows = [low for _, low in pairs if low is not None]
-        labels = self._labels
+        known = self._labels
         return Batch(
             high=torch.from_numpy(images.batch_to_unit([high for high, _ in pairs])),
             low=torch.from_numpy(images.batch_to_unit(lows)) if lows else None,
             sample_index=np.arange(first_index, first_index + count, dtype=np.int64),
             keys=tuple(self.sets[part].sample(self.split, self._samples[part][sample]).key for part, sample in places),
-            labels=None if labels is None else torch.tensor([labels[part][sample] for part, sample in places], dtype=torch.int64),
+            labels=None if known is None else torch.tensor([known[part][sample] for part, sample in places], dtype=torch.int64),
         )
 
     def prefetch(self, indices: Iterable[tuple[int, int]]) -> Iterator[Batch]:
@@ -163,11 +167,11 @@ def _usable(shards: ShardSet, stage: Stage, split: SplitName) -> list[int]:
 
 def _labels(sets: Sequence[ShardSet], split: SplitName, usable: Sequence[list[int]]) -> list[list[int]] | None:
     """By set and sample; None when none has any."""
-    labels = [[part.sample(split, sample).label for sample in samples] for part, samples in zip(sets, usable, strict=True)]
-    every = [label for part in labels for label in part]
+    found = [[part.sample(split, sample).label for sample in samples] for part, samples in zip(sets, usable, strict=True)]
+    every = [label for part in found for label in part]
     unlabelled = every.count(None)
     if unlabelled == len(every):
         return None
     if unlabelled:
         raise BadInput(f"{unlabelled} of {len(every)} {split} samples have no label", "labels on all samples or on none", "mend the source")
-    return [[label for label in part if label is not None] for part in labels]
+    return [[label for label in part if label is not None] for part in found]
