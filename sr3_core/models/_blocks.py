@@ -1,6 +1,8 @@
 """Building blocks of the U-Net. Shapes: N batch, C channels, H height, W width, E embedding width. Images are float NCHW."""
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -14,23 +16,50 @@ NoiseConditioning = Literal["additive", "affine", "instance_norm"]
 Shortcut = Literal["conv", "linear"]
 
 
+class Constant(nn.Module):
+    """A tensor that is no parameter and in no state dict: it goes with its network to a device, but no cast of the network rounds it.
+
+    ``values``: on the CPU. A network that was built on the meta device gets them as soon as it has memory.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.source = values
+        self.register_buffer("values", values.to(torch.empty(0).device), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Constant":
+        super()._apply(fn, recurse)
+        self.values = self.source.to(self.get_buffer("values").device)
+        return self
+
+    def forward(self) -> Tensor:
+        return self.get_buffer("values")
+
+
 class NoiseEmbedding(nn.Module):
     """Sinusoid of a scalar (N,) followed by a two-layer perceptron -> (N, E) (SR3, section 2.3: conditioned on the signal level).
 
-    Angle i of channels / 2 is scale x level x period^(-i / denominator); they are formed in float32 whatever the network's precision.
+    Angle i of channels / 2 is scale x level x period^(-i / denominator). Angles, sinusoid and perceptron are computed in float32 whatever
+    the weights' precision and under autocast: bfloat16 tells two levels nearer than 1/256 no longer apart. The output has the weights'.
     """
 
     def __init__(self, channels: int, hidden: int, width: int, *, scale: float, period: float, denominator: int) -> None:
         super().__init__()
-        exponents = torch.arange(channels // 2, dtype=torch.float32) * (-math.log(period) / denominator)
-        self.register_buffer("frequencies", scale * torch.exp(exponents), persistent=False)
+        indices = torch.arange(channels // 2, dtype=torch.float32, device="cpu")
+        self.frequencies = Constant(scale * torch.exp(indices * (-math.log(period) / denominator)))
         self.perceptron = nn.Sequential(nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, width))
 
     def forward(self, level_N: Tensor) -> Tensor:
-        angle_NC = level_N.float()[:, None] * self.get_buffer("frequencies")[None, :].float()
-        sinusoid_NC = torch.cat([angle_NC.sin(), angle_NC.cos()], dim=1)
-        embedding: Tensor = self.perceptron(sinusoid_NC.to(self.get_parameter("perceptron.0.weight").dtype))
-        return embedding
+        device = level_N.device.type  # the meta device knows no autocast
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            angle_NC = level_N.float()[:, None] * self.frequencies()[None, :]
+            hidden = functional.silu(self._linear(0, torch.cat([angle_NC.sin(), angle_NC.cos()], dim=1)))
+            return self._linear(2, hidden).to(self.get_parameter("perceptron.2.weight").dtype)
+
+    def _linear(self, layer: int, x: Tensor) -> Tensor:
+        weight, bias = (self.get_parameter(f"perceptron.{layer}.{name}") for name in ("weight", "bias"))
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        return functional.linear(x.to(exact), weight.to(exact), bias.to(exact))
 
 
 def norm_groups(channels: int) -> int:

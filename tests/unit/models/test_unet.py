@@ -70,7 +70,54 @@ def test_what_the_embedding_sees(fed: str, formula: Any) -> None:
 def test_the_sinusoid_s_frequencies(denominator: str, last: int) -> None:
     network = build(channels=16, embedding_period=5000.0, embedding_scale=3.0, frequency_denominator=denominator)
     expected = 3.0 * 5000.0 ** (-np.arange(8) / last)
-    np.testing.assert_allclose(network.embedding.get_buffer("frequencies").numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(network.embedding.frequencies().numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_levels_are_embedded_exactly_by_a_network_of_half_precision(scale: float) -> None:
+    """Only the weights and the result are rounded: against float64 with the same rounded weights; under autocast nothing is."""
+    network = build(channels=16, embedding_scale=scale)
+    half = build(channels=16, embedding_scale=scale).to(torch.bfloat16)
+    gamma = torch.tensor([0.0066, 0.5, 0.7071, 0.99, 0.9999], dtype=torch.float64)
+    for made in (network, half):
+        first, last = (made.embedding.perceptron[layer] for layer in (0, 2))
+        angle = scale * gamma[:, None] * 10_000.0 ** (-torch.arange(8, dtype=torch.float64) / 8)
+        sinusoid = torch.cat([angle.sin(), angle.cos()], dim=1)
+        hidden = functional.silu(functional.linear(sinusoid, first.weight.double(), first.bias.double()))
+        expected = functional.linear(hidden, last.weight.double(), last.bias.double())
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=made is network):
+            got = made.embedding(gamma)
+        assert got.dtype == first.weight.dtype
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5 if made is network else 2.0**-8, atol=1e-6 + 2e-7 * scale)
+    table = build(fed="t", table=TABLE).to(torch.bfloat16)
+    levels = torch.tensor(np.cumprod(1 - np.linspace(1e-4, 2e-2, 2000))[[0, 700, 701, 1999]])
+    assert table._fed(levels).tolist() == [0.0, 700.0, 701.0, 1999.0]
+
+
+def test_constants_follow_the_network_and_stand_in_no_state() -> None:
+    """A network that was built without memory gets its constants with it; its state has parameters alone."""
+    with torch.device("meta"):
+        empty = unet.build(options(fed="t", table=TABLE), stage())
+    whole = build(fed="t", table=TABLE)
+    assert {name for name, _ in whole.named_parameters()} == set(whole.state_dict()) == set(empty.state_dict())
+    filled = empty.to_empty(device="cpu")
+    filled.load_state_dict(whole.state_dict())
+    noisy, low, gamma = drawn(2, 3, 16, 16), drawn(2, 3, 16, 16, seed=4), torch.tensor([0.2, 0.8], dtype=torch.float64)
+    assert torch.equal(filled(noisy, low, gamma), whole(noisy, low, gamma))
+
+
+def test_a_network_of_half_precision_is_one_graph() -> None:
+    network = build().to(torch.bfloat16)
+    images = [drawn(2, 3, 16, 16, seed=seed).to(torch.bfloat16) for seed in (2, 4)]
+    gamma = torch.tensor([0.2, 0.8], dtype=torch.float64)
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*images, gamma), network(*images, gamma))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = build()
+        torch.compiler.reset()
+        images = [image.float() for image in images]
+        torch.testing.assert_close(torch.compile(whole, backend="eager", fullgraph=True)(*images, gamma), whole(*images, gamma))
 
 
 def test_conditional_instance_norm_plus_plus() -> None:
@@ -172,6 +219,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"norm_groups": 3}, "norm_groups 3 must divide every width; 8 channels"),
     ({"norm_groups": 16}, "norm_groups 16 must divide every width"),
     ({"heads": 3}, "heads 3 must divide every width"),
+    ({"multipliers": [1, 0]}, r"multipliers\.1=0; allowed: input should be greater than or equal to 1"),
     ({"channels": 9}, "channels 9 must be even"),
     ({"block_style": "biggan_deep", "bottleneck": 3}, "bottleneck 3 x norm_groups must divide"),
     ({"resampler": "conv"}, "resampler conv goes beside the blocks"),
