@@ -41,6 +41,7 @@ SRGB_TOLERANCE = 2  # levels by which a file's sRGB may differ from ours: its ma
 EXTENSIONS: dict[Format, str] = {"png": "png", "webp": "webp", "jpeg": "jpg", "npy": "npy"}
 CHANNELS = range(1, 65)  # what ``decode`` can give
 PICTURED = (1, 3)  # what a screen shows
+TAP_BITS = 22  # PRECISION_BITS of Pillow's src/libImaging/Resample.c
 NPY = "NPY"  # ``Header.format`` of numpy's format
 
 # Formats whose decoders are plain C or Python over memory: EPS (runs Ghostscript) and the exotic ones stay out.
@@ -258,12 +259,13 @@ def _mean_of_blocks(array: Array, factor: int) -> Array:
 
 
 @lru_cache(maxsize=64)
-def resize_matrix(size_in: int, size_out: int, filter: Filter) -> NDArray[np.float64]:
+def resize_matrix(size_in: int, size_out: int, filter: Filter, *, taps: bool = False) -> NDArray[np.float64]:
     """The operator of ``resize`` along one axis as a (size_out, size_in) float64 matrix, read-only: ``M @ column``.
 
-    The identity pushed through Pillow's mode "F" (float32 weights), so that it is the same operator and not a second one.
+    The identity pushed through Pillow's mode "F" (float32 weights), so that it is the same operator and not a second one. ``taps``: as
+    Pillow has it for pictures of 8 bits, times 2^TAP_BITS and rounded, which is what its mode "I" makes of the identity times that.
     """
-    identity = Image.fromarray(np.eye(size_in, dtype=np.float32))
+    identity = Image.fromarray(np.eye(size_in, dtype=np.int32) << TAP_BITS if taps else np.eye(size_in, dtype=np.float32))
     matrix = np.asarray(identity.resize((size_in, size_out), _FILTERS[filter])).astype(np.float64)
     matrix.setflags(write=False)
     return matrix

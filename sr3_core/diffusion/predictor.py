@@ -12,21 +12,23 @@ from sr3_core.config import Stage
 from sr3_core.diffusion import guard, process, schedules
 from sr3_core.diffusion.grids import Sampling, sampling_grid, sampling_options
 from sr3_core.diffusion.samplers import SAMPLERS
+from sr3_core.diffusion.upsampling import Upsampling, upsampled
 from sr3_core.errors import BadInput
+from sr3_core.labels import checked
 from sr3_core.resample import resample
 from sr3_core.seeds import generator
 
 Estimate = Callable[[nn.Module, Tensor, Tensor | None, Tensor, Tensor | None], Tensor]
 OnPrediction = Callable[[float, Tensor, Tensor], None]
-UPSAMPLING = "bicubic"  # of the low image that the network sees and that a residual starts from (SR3, section 2.3)
 
 
 class Predictor:
     """Samples high images for low ones: ``predict(low, seeds=..., **sampling)``.
 
     ``estimate`` (network, noisy, up, gamma (N,), labels) -> x0 is how the objective reads the network: one call a time, x0 of the target
-    (image or residual), unclipped. ``residual_scale`` is the c of a residual target, None when the target is the image; ``degradation``
-    is the filter that made the low images; ``guard_reason`` is why a schedule that the guard refuses is kept, "" for no such schedule.
+    (image or residual), unclipped. ``upsampling`` makes up of the low image; ``residual_scale`` is the c of a residual target, None when
+    the target is the image; ``degradation`` is the filter that made the low images; ``guard_reason`` is why a schedule that the guard
+    refuses is kept, "" for no such schedule.
     ``network`` may be exchanged for another of the same signature.
     """
 
@@ -38,12 +40,14 @@ class Predictor:
         stage: Stage,
         prediction: process.Prediction,
         levels: schedules.Levels,
+        upsampling: Upsampling,
         residual_scale: float | None,
         degradation: str,
         guard_reason: str,
     ) -> None:
         self.network, self.estimate, self.guard_reason = network, estimate, guard_reason
         self.stage, self.prediction, self.levels = stage, prediction, levels
+        self.upsampling: Upsampling = upsampling
         self.residual_scale, self.degradation = residual_scale, degradation
 
     @torch.inference_mode()
@@ -59,8 +63,10 @@ class Predictor:
     ) -> Tensor:
         """High images (N, C, H, W) in [-1, 1] for ``low`` (N, C, h, w) in [-1, 1], or None for an unconditional stage.
 
-        ``seeds`` (N,): item i's noise depends on seeds[i] alone. ``size`` defaults to scale x the low size. ``sampling`` overrides
-        the stage's options (see ``Sampling``); unknown ones, and a grid that starts where training never was, raise BadInput.
+        ``seeds`` (N,): item i's noise depends on seeds[i] alone. ``size`` defaults to scale x the low size. ``labels`` (N,) int64 are
+        those of a network that is told labels, -1 for no label; another one leaves them alone. ``sampling`` overrides the stage's options
+        (see ``Sampling``). Raises BadInput for labels that the network was not trained with, for unknown options, and for a grid that
+        starts where training never was.
 
         ``on_prediction`` (gamma, noisy, clean) hears of every network call, in order: the level, the state the call was made at as an
         image, and the clean image predicted there, clipped and projected; both (N, C, H, W), on the network's device.
@@ -72,19 +78,20 @@ class Predictor:
             got = f"stage {self.stage.name}: sampling from gamma 0 with eps prediction, which says nothing of the image there"
             raise BadInput(got, "a start above gamma 0, or v, x0 or edm prediction", "change the sampling grid")
         device = next(self.network.parameters()).device
-        labels = None if labels is None else labels.to(device)
+        numbers = [int(seed) for seed in seeds]
+        told = checked(self.stage, labels, count=len(numbers))
+        told = None if told is None else told.to(device)
         if low is not None:
             low = low.to(device)
             size = size or (low.shape[-2] * self.stage.scale, low.shape[-1] * self.stage.scale)
         size = size or (self.stage.high, self.stage.high)
-        numbers = [int(seed) for seed in seeds]
         like = torch.empty((len(numbers), self.stage.channels, *size), device=device)
-        up = None if low is None else upsampled(low, like)
+        up = None if low is None else upsampled(low, like, self.upsampling)
         self.network.eval()
 
         def denoise(y: Tensor, level: float) -> Tensor:
             gamma = torch.full((y.shape[0],), level, dtype=torch.float64, device=device)
-            image = self._constrained(self._image(self.estimate(self.network, y, up, gamma, labels), up), low, chosen)
+            image = self._constrained(self._image(self.estimate(self.network, y, up, gamma, told), up), low, chosen)
             if on_prediction is not None:
                 on_prediction(level, self._image(y, up), image)
             return self._target(image, up)
@@ -111,7 +118,8 @@ class Predictor:
             image = image.clamp(-1.0, 1.0)
         if low is not None:
             for _ in range(chosen.projection):
-                image = image + upsampled(low - resample(image, (low.shape[-2], low.shape[-1]), self.degradation), image)
+                error = low - resample(image, (low.shape[-2], low.shape[-1]), self.degradation)
+                image = image + upsampled(error, image, "bicubic")  # a difference, which no upsampling of pictures may clip or round
                 if chosen.clip:
                     image = image.clamp(-1.0, 1.0)
         return image
@@ -132,13 +140,6 @@ def thresholded(image: Tensor, quantile: float) -> Tensor:
     below = min(int(place), values.shape[1] - 2)
     bound = torch.lerp(values[:, below], values[:, below + 1], place - below).clamp(min=1.0).view(-1, 1, 1, 1)
     return image.clamp(-bound, bound) / bound
-
-
-def upsampled(low: Tensor | None, like: Tensor) -> Tensor:
-    """``low`` (N, C, h, w) at the size of ``like``."""
-    if low is None:
-        raise BadInput("no low image", "one low image per high image", "check the stage's 'low'")
-    return resample(low, (like.shape[-2], like.shape[-1]), UPSAMPLING)
 
 
 def unit_noise(generators: list[np.random.Generator], like: Tensor) -> Tensor:

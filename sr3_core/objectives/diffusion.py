@@ -11,13 +11,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sr3_core import config, plugins
+from sr3_core import config, labels, plugins
 from sr3_core.config import Section, Stage
 from sr3_core.data.loader import Batch, MicroBatches
 from sr3_core.diffusion import guard, process, schedules
 from sr3_core.diffusion.grids import sampling_grid, sampling_options
 from sr3_core.diffusion.low_augmentation import LowAugmentation
-from sr3_core.diffusion.predictor import Predictor, unit_noise, upsampled
+from sr3_core.diffusion.predictor import Predictor, unit_noise
+from sr3_core.diffusion.upsampling import CLIPPED, Upsampling, upsampled
 from sr3_core.errors import BadInput
 from sr3_core.seeds import generator
 
@@ -31,6 +32,9 @@ class Options(Section):
     residual: y0 = (high - up(low)) / c, where c is ``residual_scale`` or, when null, twice the measured deviation. ``huber_delta`` is
     where huber turns from squared to absolute; ``loss_weight`` none, snr or min_snr, whose bound is ``min_snr`` (Hang et al. 2023).
     ``dream``: the power p of DREAM (Zhou et al. 2024), which adds a forward pass without gradient; null for none.
+    ``upsampling``: how the low image is brought to the high grid, which is what the network sees and what a residual is taken against:
+    bicubic, bicubic_8bit or bicubic_sharp_clipped (see ``diffusion/upsampling.py``).
+    ``label_dropout``: the probability that the network is not told a sample's label, so that it learns to do without one.
     ``schedule_guard`` published keeps a schedule that the guard refuses, for the ``schedule_guard_reason``.
     """
 
@@ -45,6 +49,8 @@ class Options(Section):
     min_snr: float = Field(default=5.0, gt=0)
     dream: float | None = Field(default=None, gt=0)
     low_augmentation: LowAugmentation | None = None
+    label_dropout: float = Field(default=0.0, ge=0, lt=1)
+    upsampling: Upsampling = "bicubic"
     schedule_guard: Literal["enforced", "published"] = "enforced"
     schedule_guard_reason: str = ""
 
@@ -52,6 +58,8 @@ class Options(Section):
     def _agrees(self) -> "Options":
         if self.prediction == "eps" and self.levels.terminal_gamma == 0.0:
             raise ValueError("the levels end at gamma 0, where noise says nothing of the image: set prediction to v, x0 or edm")
+        if self.upsampling in CLIPPED and self.low_augmentation is not None and self.low_augmentation.noise is not None:
+            raise ValueError(f"upsampling {self.upsampling} cuts off what low_augmentation.noise adds: set upsampling=bicubic, or use blur")
         if (self.schedule_guard == "published") != bool(self.schedule_guard_reason.strip()):
             raise ValueError("schedule_guard published and a schedule_guard_reason go together: say why the schedule is kept")
         return self
@@ -80,6 +88,11 @@ class Objective:
         if stage.low is None and self.options.low_augmentation is not None:
             got = f"stage {stage.name}: low_augmentation without a low image"
             raise BadInput(got, "low_augmentation null", "take it out of objective.options")
+        if stage.low is None and "upsampling" in self.options.model_fields_set:
+            raise BadInput(f"stage {stage.name}: upsampling without a low image", "no upsampling", "take it out of objective.options")
+        if self.options.label_dropout and not labels.of(stage).count:
+            got = f"stage {stage.name}: label_dropout {self.options.label_dropout:g} for a network without labels"
+            raise BadInput(got, "label_dropout 0", "set model.options.labels, or take label_dropout out of objective.options")
         gammas = sampling_grid(stage, self.options.levels, sampling_options(stage, {}))
         self.ranges = guard.check(stage.name, self.options.levels, gammas, reason=self.options.schedule_guard_reason)
         self.notes = self.ranges.notes
@@ -92,7 +105,7 @@ class Objective:
         if options.target == "image" or options.residual_scale is not None:
             return {}
         batch = batches.batch(0, MEASURED_SAMPLES)
-        residual = batch.high - upsampled(batch.low, batch.high)
+        residual = batch.high - upsampled(batch.low, batch.high, options.upsampling)
         return {"residual_scale": 2.0 * float(residual.double().square().mean().sqrt())}
 
     def players(self) -> dict[str, nn.Module]:
@@ -104,15 +117,17 @@ class Objective:
             return {"denoiser": module.build(options, self.stage)}
 
     def loss(self, turn: str, players: Mapping[str, Callable[..., Tensor]], batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Mean loss of the micro-batch; gamma, noise and augmentation are drawn per sample from its global index."""
+        """Mean loss of the micro-batch; gamma, noise, augmentation and label dropout are drawn per sample from its global index."""
         options, training, network = self.options, self.stage.training, players[turn]
         x0, low = batch.high, None
         extra: dict[str, Tensor | None] = {"label": batch.labels}
+        if batch.labels is not None:
+            extra["label"] = labels.dropped(batch.labels, batch.sample_index, probability=options.label_dropout, seed=training.seed)
         if batch.low is not None:
             low = batch.low
             if options.low_augmentation is not None:
                 low, extra["augmentation"] = options.low_augmentation.apply(low, batch.sample_index, seed=training.seed)
-            low = upsampled(low, batch.high)
+            low = upsampled(low, batch.high, options.upsampling)
             if options.target == "residual":
                 x0 = (batch.high - low) / self.residual_scale
         uniform = options.levels.uniform(batch.sample_index, seed=training.seed, global_batch=training.global_batch)
@@ -138,13 +153,13 @@ class Objective:
             return (output - target).square()
         return functional.huber_loss(output, target, reduction="none", delta=self.options.huber_delta)
 
-    def estimate(self, network: nn.Module, noisy: Tensor, up: Tensor | None, gamma: Tensor, labels: Tensor | None) -> Tensor:
+    def estimate(self, network: nn.Module, noisy: Tensor, up: Tensor | None, gamma: Tensor, label: Tensor | None) -> Tensor:
         """x0 (N, C, H, W) of the target, as ``network`` predicts it in one call; ``up`` is the low image at the size of ``noisy``.
 
         The low image is taken as it is: augmentation level 0.
         """
         unaugmented = torch.zeros_like(gamma)
-        output = network(self.read.given(noisy, gamma), up, gamma, label=labels, augmentation=unaugmented)
+        output = network(self.read.given(noisy, gamma), up, gamma, label=label, augmentation=unaugmented)
         return self.read.to_x0(output, noisy, gamma)
 
     def predictor(self, network: nn.Module, *, degradation: str) -> Predictor:
@@ -155,6 +170,7 @@ class Objective:
             stage=self.stage,
             prediction=self.options.prediction,
             levels=self.options.levels,
+            upsampling=self.options.upsampling,
             residual_scale=self.residual_scale if self.options.target == "residual" else None,
             degradation=degradation,
             guard_reason=self.options.schedule_guard_reason,
