@@ -15,7 +15,7 @@ from components import cluster
 from components.evaluate import plan, verdict, work
 from components.evaluate.plan import Draw, Job, Setting
 from components.jobs import submit_and_follow
-from sr3_core import config, images, storage, tracking
+from sr3_core import config, images, labels, storage, tracking
 from sr3_core.artifacts import bundle, report, report_figures, report_page
 from sr3_core.artifacts.bundle import ModelBundle, handed_on, handed_on_json
 from sr3_core.artifacts.lease import lease
@@ -143,8 +143,19 @@ class Evaluating:
             evaluation, self.tasks, degradation=shards.data.degradation, channels=shards.data.channels
         )
         self.judge = verdict.check(evaluation, self.definitions)
+        self._check_labels()
         for stage in self.stages:
             verdict.notes(stage, plan.changes(stage, evaluation))  # refuses sampling before anything is computed
+
+    def _check_labels(self) -> None:
+        """BadInput where a stage that is given held-out images is told labels, and theirs are missing or unknown to it."""
+        search = self.evaluation.search
+        splits = {self.evaluation.split, *([search.split] if search is not None else [])}
+        for split in sorted(splits):
+            found = [photo.label for photo in plan.photos(self.shards, split)]
+            for stage in self.stages:
+                if stage.low is not None:
+                    labels.check_samples(stage, found, f"split {split} of {self.shards.uri}")
 
     def measure(self, mapper: Mapper, *, threads: int, device: str) -> Measured:
         """Everything, by two calls of ``mapper``: the search and the baselines, then what is sampled as the search chose."""
@@ -199,7 +210,11 @@ class Evaluating:
             "tasks": [verdict.task_json(task, self.photos, judged) for task in self.tasks],
             "generated": [
                 verdict.generated_json(
-                    made, drawn, [report.picture_name(made.name, key, OURS) for key in _keys(drawn)], seed=evaluation.seed
+                    made,
+                    drawn,
+                    [report.picture_name(made.name, key, OURS) for key in _keys(drawn)],
+                    seed=evaluation.seed,
+                    labels=plan.drawn_labels(self.stages),
                 )
                 for made in self.generated
             ],
@@ -234,8 +249,12 @@ class Evaluating:
 
     def _galleries(self, drawn: Sequence[Measurement]) -> list[report_figures.Figure]:
         found: list[report_figures.Figure] = []
+        asked = {
+            plan.sample_key(number): "" if label is None else f"label {label}, "
+            for number, label in enumerate(plan.drawn_labels(self.stages))
+        }
         for made in self.generated:
-            notes = {item.key: f"{report.number(item.seconds)} s" for item in drawn if item.task == made.name}
+            notes = {item.key: f"{asked[item.key]}{report.number(item.seconds)} s" for item in drawn if item.task == made.name}
             pictures = {key: self._picture(made.name, key, OURS) for key in notes}
             found.append(
                 report_figures.gallery(task=made.name, key=f"{made.label}, seed {self.evaluation.seed}", pictures=pictures, notes=notes)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sr3_core import config
+from sr3_core import config, labels
 from sr3_core.artifacts.report import CASCADE, OURS
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Evaluation, Plugin, Search, Stage
@@ -53,13 +53,14 @@ class Generated:
 
 @dataclass(frozen=True)
 class Photo:
-    """One image of the ShardSet. ``photo`` names the photo that it was cut from (its content hash)."""
+    """One image of the ShardSet. ``photo`` names the photo that it was cut from (its content hash), ``label`` is its class."""
 
     split: str
     index: int
     key: str
     photo: str
     levels: tuple[int, ...]
+    label: int | None
 
     def serves(self, task: Task) -> bool:
         """Whether it has both the low image and the truth of ``task``."""
@@ -114,13 +115,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Draw:
-    """One image from noise by ``outputs``, all of one chain; ``number`` counts them. ``sides``: what every stage makes, in pixels."""
+    """One image from noise by ``outputs``, all of one chain; ``number`` counts them. ``sides``: what every stage makes, in pixels.
+    ``label`` is the class that is asked for, None where the chain is told none."""
 
     setting: Setting
     number: int
     outputs: tuple[Generated, ...]
     sampling: tuple[str, ...]
     sides: tuple[int, ...]
+    label: int | None
 
     @property
     def cost(self) -> float:
@@ -130,7 +133,7 @@ class Draw:
     @property
     def key(self) -> str:
         """Names its picture."""
-        return f"sample-{self.number + 1}"
+        return sample_key(self.number)
 
     @property
     def name(self) -> str:
@@ -163,7 +166,7 @@ def generated(stages: Sequence[Stage]) -> list[Generated]:
 def photos(shards: ShardSet, split: str) -> list[Photo]:
     """Every image of ``split``, in order."""
     samples = [shards.sample(split, index) for index in range(shards.count(split))]
-    return [Photo(split, index, item.key, item.group, tuple(sorted(item.members))) for index, item in enumerate(samples)]
+    return [Photo(split, index, item.key, item.group, tuple(sorted(item.members)), item.label) for index, item in enumerate(samples)]
 
 
 def search_jobs(
@@ -234,7 +237,18 @@ def draws(
     if not outputs:
         return []
     sampling, sides = tuple(_json(chosen[stage.name]) for stage in stages), tuple(stage.high for stage in stages)
-    return [Draw(setting, number, tuple(outputs), sampling, sides) for number in range(NUM_PICTURED)]
+    return [Draw(setting, number, tuple(outputs), sampling, sides, label) for number, label in enumerate(drawn_labels(stages))]
+
+
+def drawn_labels(stages: Sequence[Stage]) -> list[int | None]:
+    """The label of each draw: 0, 1, 2, ... and from 0 again, None for networks that are told none."""
+    count = labels.of(*stages).count
+    return [number % count if count else None for number in range(NUM_PICTURED)]
+
+
+def sample_key(number: int) -> str:
+    """What the ``number``-th draw is called, from 0."""
+    return f"sample-{number + 1}"
 
 
 def pictured(every_task: Sequence[Task], found: Sequence[Photo]) -> dict[str, list[str]]:

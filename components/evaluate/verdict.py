@@ -222,14 +222,19 @@ def task_json(task: Task, found: Sequence[Photo], measured: Sequence[Measurement
     }  # fmt: skip
 
 
-def generated_json(made: Generated, measured: Sequence[Measurement], pictures: Sequence[str], *, seed: int) -> dict[str, Any]:
-    """What was drawn from noise for report.json: size, n, the seed of ``sr3 sample``, seconds per image, the files of the pictures."""
+def generated_json(
+    made: Generated, measured: Sequence[Measurement], pictures: Sequence[str], *, seed: int, labels: Sequence[int | None]
+) -> dict[str, Any]:
+    """What was drawn from noise for report.json: size, n, the seed of ``sr3 sample``, seconds per image, the files of the pictures; in the
+    note the label that each was drawn with."""
     own = [item.seconds for item in measured if item.task == made.name]
     seconds = sum(own) / len(own)
-    what = "The unconditional stage by itself" if made.stop == 1 else "The whole cascade"
+    what = "The first stage by itself" if made.stop == 1 else "The whole cascade"
+    told = [str(label) for label in labels if label is not None]
+    classes = f" and label {', '.join(told)}" if told else ""
     note = (
-        f"{what}, from noise: {len(own)} images of seed {seed}, {number(seconds)} s each. Nothing is compared: an image from noise has no "
-        "true image, and distances between sets of images are not computed."
+        f"{what}, from noise: {len(own)} images of seed {seed}{classes}, {number(seconds)} s each. Nothing is "
+        "compared: an image from noise has no true image, and distances between sets of images are not computed."
     )
     return {
         "name": made.name, "label": made.label, "high": made.high, "n": len(own), "seed": seed, "seconds": seconds, "note": note,

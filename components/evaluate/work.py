@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from components.evaluate.plan import Draw, Job, Setting, Task
-from sr3_core import baselines, images, seeds, storage
+from sr3_core import baselines, images, labels, seeds, storage
 from sr3_core.artifacts.bundle import ModelBundle
 from sr3_core.artifacts.report import NOISE, OURS, PICTURES, SECONDS, Measurement, picture_name
 from sr3_core.artifacts.shardset import ShardSet
@@ -50,7 +50,7 @@ def _drawn(job: Draw) -> list[Measurement]:
     outputs = {output.stop: output.name for output in job.outputs}
     where = {"split": NOISE, "model": OURS, "key": job.key, "photo": job.key, "metric": SECONDS}
     found: list[Measurement] = []
-    chain = _chain(job, None, sample_seed(job.setting.seed, job.number), job.sampling, first=0, wanted=outputs)
+    chain = _chain(job, None, sample_seed(job.setting.seed, job.number), job.label, job.sampling, first=0, wanted=outputs)
     for stop, output, seconds in chain:
         _keep(job.setting, picture_name(outputs[stop], job.key, OURS), output)
         found.append(Measurement(**where, task=outputs[stop], value=seconds, sampling=job.sampling[stop - 1], seconds=seconds))
@@ -94,21 +94,29 @@ def _outputs(job: Job) -> Iterator[tuple[Task, Tensor, float]]:
     low = metrics.signed(_image(job, job.tasks[0].low))
     drawn = seeds.from_key(job.photo.key, job.setting.seed)
     names = {stop: task.name for stop, task in tasks.items()}
-    for stop, output, seconds in _chain(job, low, drawn, job.sampling, first=job.tasks[0].first, wanted=names):
+    for stop, output, seconds in _chain(job, low, drawn, job.photo.label, job.sampling, first=job.tasks[0].first, wanted=names):
         yield tasks[stop], output, seconds
 
 
 def _chain(
-    job: Job | Draw, low: Tensor | None, drawn: int, sampling: Sequence[str], *, first: int, wanted: Mapping[int, str]
+    job: Job | Draw,
+    low: Tensor | None,
+    drawn: int,
+    label: int | None,
+    sampling: Sequence[str],
+    *,
+    first: int,
+    wanted: Mapping[int, str],
 ) -> Iterator[tuple[int, Tensor, float]]:
-    """(stop, output, seconds from the low image or the noise on) of the stages whose ``stop`` is ``wanted``, by the seed ``drawn``.
+    """(stop, output, seconds from the low image or the noise on) of the stages whose ``stop`` is ``wanted``, by the seed ``drawn`` and the
+    image's own ``label``.
 
     The seconds leave out what is done with an output before the next one is asked for.
     """
     whole_photos = _shards(job.setting.shards_uri).data.fit == "keep"
     cascade = _cascade(job.setting.bundles, job.setting.device, job.setting.bits, tiled=whole_photos)
     options: list[Mapping[str, Any]] = [json.loads(each) for each in sampling]
-    chain = cascade.outputs(low, seeds=[drawn], first=first, stop=max(wanted), sampling=options)
+    chain = cascade.outputs(low, seeds=[drawn], labels=labels.tensor(label), first=first, stop=max(wanted), sampling=options)
     seconds = 0.0
     for stop in range(first + 1, max(wanted) + 1):
         start = time.perf_counter()
