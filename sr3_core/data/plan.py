@@ -39,6 +39,8 @@ class Photo:
     profile: str = ""  # "other" or "broken" where its colours come with such a profile: images.Header
     member: str = ""  # this and ``place`` as in Example: where a container has it
     place: str = ""
+    kept: str = ""  # the file below the ShardSet's folder where its levels wait for their shard, where they do: levels.Keeper
+    places: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])  # suffix of a crop -> levels.Place in it
 
 
 @dataclass(frozen=True)
@@ -142,31 +144,36 @@ def distinct_keys(examples: Iterable[Example]) -> tuple[list[Example], list[Rena
 
 
 def inspect(example: Example, data: Data) -> Photo:
-    """Read and decode one input of the source that ``data`` names.
+    """What ``look`` says of one input, without its pixels."""
+    return look(example, data)[0]
 
-    What is wrong with it is its ``reason``; only a store that does not answer raises (Failed).
+
+def look(example: Example, data: Data) -> tuple[Photo, tuple[bytes, images.Array] | None]:
+    """Read and decode one input of the source that ``data`` names: what is known of it, and its file and its pixels.
+
+    What is wrong with it is its ``reason``, and then nothing else is given; only a store that does not answer raises (Failed).
     """
     known: dict[str, Any] = {name: getattr(example, name) for name in ("key", "uri", "split", "label", "member", "place")}
     photo = Photo(**known, attributes=dict(example.attributes))
     if example.reason:
-        return _refused(photo, example.reason, example.detail)
+        return _refused(photo, example.reason, example.detail), None
     try:
         content = reading.read(data, example)
         array = images.decode(content, channels=data.channels, bits=data.bits)
         profile = images.header(content).profile
     except FileNotFoundError:
-        return _refused(photo, "missing", "it was listed, but is not there")
+        return _refused(photo, "missing", "it was listed, but is not there"), None
     except IsADirectoryError:
-        return _refused(photo, "not a file", "")
+        return _refused(photo, "not a file", ""), None
     except PermissionError as error:
-        return _refused(photo, "no read permission", error.strerror or str(error))
+        return _refused(photo, "no read permission", error.strerror or str(error)), None
     except images.BadImage as error:
-        return _refused(photo, error.reason, error.detail)
+        return _refused(photo, error.reason, error.detail), None
     flat: dict[str, float] = {}
     if data.tiles.min_detail > 0:
         measured = {crop.suffix: detail(cut(array, crop)) for crop in crops(array.shape[0], array.shape[1], data)}
         flat = {suffix: round(value, 3) for suffix, value in measured.items() if value < data.tiles.min_detail}
-    return replace(
+    seen = replace(
         photo,
         content_hash=hashlib.sha256(content).hexdigest(),
         height=array.shape[0],
@@ -175,6 +182,7 @@ def inspect(example: Example, data: Data) -> Photo:
         profile=profile if profile in ("other", "broken") else "",
         near_hash="" if data.near_duplicates is None else images.perceptual_hash(array),
     )
+    return seen, (content, array)
 
 
 def make(photos: Sequence[Photo], data: Data) -> Plan:

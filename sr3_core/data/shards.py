@@ -6,15 +6,15 @@ import json
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sr3_core import config, images, seeds, storage
+from sr3_core import config, images, storage
 from sr3_core.artifacts.lease import Lease
 from sr3_core.artifacts.shardset import MANIFEST, NEAR_DUPLICATES, REJECTED, RENAMED, SCHEMA_VERSION, ShardSet, verify_shard
 from sr3_core.config import Data
-from sr3_core.data import degrade, plan, reading
+from sr3_core.data import degrade, levels, plan, reading
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
 from sr3_core.progress import Progress, say
@@ -46,10 +46,12 @@ def in_process(function: Callable[[Item], Result], items: Sequence[Item], on_don
 
 @dataclass(frozen=True)
 class InspectTask:
-    """Some inputs to look at."""
+    """Some inputs to look at. Their levels are made then too and kept in the file ``keep`` below ``uri``, unless it is empty."""
 
     examples: tuple[Example, ...]
     data: Data
+    uri: str = ""
+    keep: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def build(
 ) -> ShardSet:
     """Make the ShardSet at ``uri``, going on where an earlier run with this ``fingerprint`` ended. ``held`` is checked before publishing.
 
-    The bytes depend on the photos and the section alone, not on the mapper or on interruptions. Raises BadInput for inputs that
+    A photo is decoded once: its levels wait below ``uri`` until their shard is written, so for that long twice the space is taken. The
+    bytes depend on the photos and the section alone, not on the mapper or on interruptions. Raises BadInput for inputs that
     cannot be used (``plan.make``, ``plan.refuse_too_few``); then there is no manifest, and rejected.jsonl names each refused input.
     """
     storage.remove_parts(uri)
@@ -82,19 +85,30 @@ def build(
         plan.refuse_too_few(made, data, storage.join(uri, REJECTED))
         entries = _entries(uri, data, made, mapper)
     except BadInput:
-        storage.remove(storage.join(uri, INSPECTED))  # what the user mends must be looked at again
+        _forget(uri)  # what the user mends must be looked at again
         raise
     if held is not None:
         held.check()
     storage.write_json(storage.join(uri, MANIFEST), _manifest(data, made, entries, fingerprint))
     storage.remove_parts(uri)  # tasks of a run that was killed may have gone on for seconds
-    storage.remove(storage.join(uri, INSPECTED))
+    _forget(uri)
     return ShardSet.open(uri)
 
 
 def inspect_all(task: InspectTask) -> list[plan.Photo]:
-    """What ``plan.inspect`` says of each of the task's inputs."""
-    return [plan.inspect(example, task.data) for example in task.examples]
+    """What ``plan.look`` says of each of the task's inputs, and where its levels are kept."""
+    if not task.keep:
+        return [plan.inspect(example, task.data) for example in task.examples]
+    photos: list[plan.Photo] = []
+    with levels.Keeper(storage.join(task.uri, task.keep)) as keeper:
+        for example in task.examples:
+            photo, seen = plan.look(example, task.data)
+            if seen is not None:
+                cuts = [crop for crop in degrade.crops(photo.height, photo.width, task.data) if crop.suffix not in photo.flat]
+                places = {crop.suffix: keeper.add(levels.encoded(*seen, crop, task.data)[0]) for crop in cuts}
+                photo = replace(photo, kept=task.keep, places=places)
+            photos.append(photo)
+    return photos
 
 
 def make_shard(task: ShardTask) -> tuple[dict[str, Any], bool]:
@@ -124,6 +138,12 @@ def _lines(items: Iterable[Any]) -> bytes:
     return "".join(json.dumps(asdict(item), sort_keys=True) + "\n" for item in items).encode()
 
 
+def _forget(uri: str) -> None:
+    """Remove what was seen of the inputs, and their levels that waited."""
+    storage.remove(storage.join(uri, INSPECTED))
+    storage.remove(storage.join(uri, levels.FOLDER), recursive=True)
+
+
 def _list(uri: str, name: str, items: Sequence[Any], what: str) -> None:
     """Write ``items`` to the file ``name`` and say so; without items there is no such file."""
     where = storage.join(uri, name)
@@ -141,7 +161,10 @@ def _inspected(uri: str, data: Data, examples: Sequence[Example], mapper: Mapper
         if [(photo.key, photo.uri) for photo in photos] == [(example.key, example.uri) for example in examples]:
             say(ROOM, f"goes on with what an earlier run saw of {len(photos)} inputs")
             return photos
-    tasks = [InspectTask(tuple(examples[start : start + INSPECT_AT_ONCE]), data) for start in range(0, len(examples), INSPECT_AT_ONCE)]
+    tasks = [
+        InspectTask(tuple(examples[start : start + INSPECT_AT_ONCE]), data, uri, f"{levels.FOLDER}/{number:06d}")
+        for number, start in enumerate(range(0, len(examples), INSPECT_AT_ONCE))
+    ]
     with Progress(ROOM, "inspect", total=len(examples), unit="photos") as progress:
         found = mapper(inspect_all, tasks, lambda task, photos: progress.advance(len(photos)))
     photos = [photo for group in found for photo in group]
@@ -174,18 +197,23 @@ def _finished(task: ShardTask, stats: str) -> dict[str, Any] | None:
 def _write_tar(local: Path, task: ShardTask) -> list[dict[str, Any]]:
     """Write the shard's tar, the same bytes each time (no times, no owners), and tell where each member's bytes lie."""
     members: list[dict[str, Any]] = []
-    before: tuple[str, bytes] | None = None  # tiles of one photo follow each other: it is read once
+    before: tuple[str, bytes, images.Array] | None = None  # tiles of one photo follow each other: it is read once
+    data, drawn = task.data, dict[str, Any]()
+    corrupts = data.corruption is not None and task.shard.split != "train"  # known only now that the splits are
     with tarfile.open(local, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in task.shard.samples:
-            if before is None or before[0] != sample.photo.uri:
-                before = (sample.photo.uri, _unchanged(sample.photo, task.data))
-            files, drawn = _files(sample, before[1], task)
-            levels: dict[str, list[Any]] = {}
+            files = None if corrupts else _kept(task.uri, sample)
+            if files is None:
+                if before is None or before[0] != sample.photo.uri:
+                    source = _unchanged(sample.photo, data)
+                    before = (sample.photo.uri, source, images.decode(source, channels=data.channels, bits=data.bits))
+                files, drawn = levels.encoded(*before[1:], sample.crop, data, corrupt=sample.key if corrupts else None)
+            placed: dict[str, list[Any]] = {}
             for level, (extension, content) in files.items():
-                levels[str(level)] = [_add(tar, f"{sample.key}.{level}.{extension}", content), len(content), extension]
+                placed[str(level)] = [_add(tar, f"{sample.key}.{level}.{extension}", content), len(content), extension]
             member = {
                 "key": sample.key,
-                "levels": levels,
+                "levels": placed,
                 "label": sample.photo.label,
                 "source": sample.photo.key,
                 "original_size": [sample.photo.height, sample.photo.width],
@@ -199,45 +227,9 @@ def _write_tar(local: Path, task: ShardTask) -> list[dict[str, Any]]:
     return members
 
 
-def _files(sample: plan.Sample, source: bytes, task: ShardTask) -> tuple[dict[int, tuple[str, bytes]], dict[str, Any]]:
-    """Level -> (extension, file). The source's own bytes where they are the level already; JPEG for the largest level alone.
-
-    With ``data.corruption`` the lowest image of a held-out sample is corrupted by draws from its key, which are the second result; a
-    training sample keeps the plain one, since the loader draws anew for every sample of the stream.
-    """
-    data = task.data
-    header = images.header(source)
-    photo = images.decode(source, channels=data.channels, bits=data.bits)
-    files: dict[int, tuple[str, bytes]] = {}
-    drawn: dict[str, Any] = {}
-    made = dict(degrade.pyramid(photo, sample.crop, data))
-    whole = {level for level, pixels in made.items() if (header.height, header.width) == pixels.shape[:2]}
-    lowest, lossless = data.levels[0], images.lossless(data.channels, data.bits)
-    if data.corruption is not None and task.shard.split != "train" and len(made) > 1:
-        random = seeds.generator(0, "degrade", seeds.from_key(sample.key))
-        size, above = made[lowest].shape[:2], made[data.levels[1]]
-        made[lowest], drawn["corruption"] = degrade.corrupted(above, size, data.degradation, data.corruption, random)
-        whole.discard(lowest)
-    for level, pixels in made.items():
-        largest = level == data.levels[-1]
-        passes = level in whole and header.is_stored_as(channels=data.channels, bits=data.bits)
-        if passes and (header.format == lossless.upper() or (largest and header.format == "JPEG")):
-            files[level] = ("jpg" if header.format == "JPEG" else lossless, source)
-        else:
-            format, content = _encoded(pixels, data.codec, lossless, largest=largest)
-            files[level] = (images.EXTENSIONS[format], content)
-    return dict(sorted(files.items())), drawn
-
-
-def _encoded(pixels: images.Array, codec: config.Codec, lossless: images.Format, *, largest: bool) -> tuple[images.Format, bytes]:
-    """One level as the recipe's codec stores it; ``lossless`` is what holds it exactly where the codec does not."""
-    if codec.format == "webp" and max(pixels.shape[:2]) <= images.WEBP_SIDE:
-        return "webp", images.encode(pixels, "webp")
-    if codec.format != "jpeg" or not largest:
-        return lossless, images.encode(pixels, lossless)
-    if codec.min_psnr is not None:
-        return images.encode_above(pixels, quality=codec.quality, min_psnr=codec.min_psnr)
-    return "jpeg", images.encode(pixels, "jpeg", codec.quality)
+def _kept(uri: str, sample: plan.Sample) -> levels.Files | None:
+    place = sample.photo.places.get(sample.crop.suffix)
+    return None if place is None else levels.kept(storage.join(uri, sample.photo.kept), place)
 
 
 def _unchanged(photo: plan.Photo, data: Data) -> bytes:

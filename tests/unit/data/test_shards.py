@@ -15,7 +15,7 @@ import pytest
 from sr3_core import images, storage
 from sr3_core.artifacts.shardset import MANIFEST, ShardSet
 from sr3_core.config import Data
-from sr3_core.data import plan, shards
+from sr3_core.data import levels, plan, shards
 from sr3_core.data.sources import folder
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
@@ -457,11 +457,21 @@ def _die() -> None:
 
 
 def test_a_source_that_changes_meanwhile(source: Path, tmp_path: Path) -> None:
+    """What was made when it was looked at is what is stored; a photo that has to be read again must be the same."""
+    whole = build(source, tmp_path / "whole")
+    lost = False
+
     def mapper(function: Callable[[Any], Any], items: Sequence[Any], on_done: Callable[[Any, Any], None]) -> list[Any]:
         if function is shards.make_shard:
             (source / "03.png").write_bytes(images.encode(photo(77)))
+            if lost:
+                next((tmp_path / "out" / levels.FOLDER).iterdir()).unlink()
         return shards.in_process(function, items, on_done)
 
+    made = shards.build(str(tmp_path / "once"), section(), examples(source), fingerprint="f", mapper=mapper)
+    assert made.manifest_sha256 == whole.manifest_sha256
+    lost = True
+    (source / "03.png").write_bytes(images.encode(photo(3)))
     with pytest.raises(BadInput, match=r"03.png changed while prepare ran"):
         shards.build(str(tmp_path / "out"), section(), examples(source), fingerprint="f", mapper=mapper)
     assert build(source, tmp_path / "out").manifest["accepted"] == 12

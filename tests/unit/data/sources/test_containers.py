@@ -15,7 +15,7 @@ import pytest
 
 from sr3_core import config, images, plugins, storage
 from sr3_core.config import Data
-from sr3_core.data import plan, reading, shards
+from sr3_core.data import levels, plan, reading, shards
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadImage, BadInput
 from tests import source_trees
@@ -180,6 +180,7 @@ def test_an_archive_that_changes_while_prepare_runs(photos: Path, tmp_path: Path
     def mapper(function: Any, items: Any, on_done: Any) -> list[Any]:
         if function is shards.make_shard:
             write(tmp_path, {"a.tar": tar_bytes(members[1:] + members[:1])})
+            storage.remove(storage.join(str(tmp_path / "out"), levels.FOLDER), recursive=True)  # so that it is read again
         return shards.in_process(function, items, on_done)
 
     with pytest.raises(BadInput, match="changed while prepare ran"):
