@@ -132,6 +132,7 @@ def submit(
     preflight.refuse_text(loaded, root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key)
     preflight.check_source(loaded.data)
     preflight.check_plugins(loaded)
+    preflight.check_labels(loaded)
     key = run_key or dag.default_run_key(loaded)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
@@ -287,7 +288,7 @@ def janspiry(file: str, config_path: str, out: str) -> None:
     """
     from sr3_core.importers import janspiry as implementation
 
-    click.echo(f"wrote {implementation.import_weights(file, config_path, out)}")
+    _imported(*implementation.import_weights(file, config_path, out))
 
 
 @import_weights.command()
@@ -304,7 +305,13 @@ def novwaul(file: str, low: int, high: int, weights: str, out: str) -> None:
     """
     from sr3_core.importers import novwaul as implementation
 
-    click.echo(f"wrote {implementation.import_weights(file, out, low=low, high=high, averaged=weights == 'ema')}")
+    _imported(*implementation.import_weights(file, out, low=low, high=high, averaged=weights == "ema"))
+
+
+def _imported(uri: str, notes: tuple[str, ...]) -> None:
+    for note in notes:
+        click.echo(note, err=True)
+    click.echo(f"wrote {uri}")
 
 
 def _room(name: str) -> click.Command:

@@ -62,12 +62,13 @@ class ModelBundle:
         card: str | None = None,
         sampling: Mapping[str, Any] | None = None,
         bits: int = 8,
+        notes: Sequence[str] = (),
     ) -> str:
         """Write the bundle, ``bundle.json`` last, and return that file's sha256.
 
         ``network_state`` are the weights to use (the averaged ones) by their names in the network; ``sampling`` is what ``predict``
-        uses by default (None: the stage's); ``bits`` is the depth of the images it was trained on. The same arguments give the same bytes.
-        Raises Failed when a weight is not finite.
+        uses by default (None: the stage's); ``bits`` is the depth of the images it was trained on; ``notes`` are lines for the card on
+        its schedule. The same arguments give the same bytes. Raises Failed when a weight is not finite.
         """
         bad = _not_finite(network_state)
         if bad:
@@ -77,7 +78,7 @@ class ModelBundle:
             folder = Path(scratch)
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network_state.items()}, folder / WEIGHTS)
             (folder / METRICS).write_bytes(storage.json_bytes(dict(metrics or {})))
-            (folder / CARD).write_text(card or _card(stage, parameters, lineage), encoding="utf-8")
+            (folder / CARD).write_text(card or _card(stage, parameters, lineage, notes), encoding="utf-8")
             manifest = {
                 "schema": SCHEMA_VERSION,
                 "stage": stage.model_dump(mode="json"),
@@ -209,7 +210,7 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str:
     return next((name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())), "")
 
 
-def _card(stage: Stage, parameters: int, lineage: Mapping[str, Any]) -> str:
+def _card(stage: Stage, parameters: int, lineage: Mapping[str, Any], notes: Sequence[str]) -> str:
     low = "no low image" if stage.low is None else f"{stage.low} px"
     imported = lineage.get("imported")
     origin = (
@@ -231,5 +232,6 @@ def _card(stage: Stage, parameters: int, lineage: Mapping[str, Any]) -> str:
         f"objective `{stage.objective.name}`.",
         "",
         *origin,
+        *(["Of its schedule:", "", *(f"- {note}" for note in notes), ""] if notes else []),
     ]
     return "\n".join(lines)

@@ -220,12 +220,12 @@ def import_janspiry(folder: Path, kind: str, low: bool, state: State | None = No
     torch.save(janspiry_state(kind, low) if state is None else state, folder / "gen.pth")
     text = json.dumps(janspiry_config(kind, low, **changes), indent=1).replace('"train": {', '"train": { // a comment, as theirs have')
     (folder / "config.json").write_text(text)
-    return janspiry.import_weights(str(folder / "gen.pth"), str(folder / "config.json"), str(folder / "bundle"))
+    return janspiry.import_weights(str(folder / "gen.pth"), str(folder / "config.json"), str(folder / "bundle")).uri
 
 
 def import_novwaul(folder: Path, content: Any = None, **chosen: Any) -> str:
     torch.save({"net": {}, "ema_net": novwaul_state(), "epoch": 3} if content is None else content, folder / "last.pt")
-    return novwaul.import_weights(str(folder / "last.pt"), str(folder / "bundle"), **{"low": 4, "high": 16, **chosen})
+    return novwaul.import_weights(str(folder / "last.pt"), str(folder / "bundle"), **{"low": 4, "high": 16, **chosen}).uri
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 24)])
