@@ -22,7 +22,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401  # pyright: ignore[reportUnusedImport]
 )
 
-from sr3_core import npy
+from sr3_core import box, npy
 from sr3_core.errors import BadImage, BadInput
 
 Filter = Literal["bicubic", "box", "lanczos", "nearest"]
@@ -61,7 +61,6 @@ _FILTERS: dict[str, Image.Resampling] = {
 }
 _PROFILED = frozenset({"RGB", "RGBA", "CMYK"})  # modes whose colour profile is followed
 _EXIF_ORIENTATION = 0x0112
-_SHIFTS = {2: 2, 4: 4, 8: 6, 16: 8}  # of a block of so many pixels a side: log2 of how many it has
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # then width, height, 4 bytes, interlace at 28, the checksum at 29
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES = 258, 262, 277
 
@@ -230,8 +229,8 @@ def resize(array: Array, size: tuple[int, int], filter: Filter) -> Array:
         return array.copy()
     height, width = size
     factor = array.shape[0] // height
-    if filter == "box" and factor in _SHIFTS and array.dtype != np.float32 and array.shape[:2] == (factor * height, factor * width):
-        return _mean_of_blocks(array, factor)
+    if filter == "box" and factor in box.FACTORS and array.dtype != np.float32 and array.shape[:2] == (factor * height, factor * width):
+        return box.mean_of_blocks(array, factor)
     result = np.empty((height, width, array.shape[2]), np.float32)
     for channel in range(array.shape[2]):
         plane = Image.fromarray(np.ascontiguousarray(array[:, :, channel], dtype=np.float32))
@@ -239,23 +238,6 @@ def resize(array: Array, size: tuple[int, int], filter: Filter) -> Array:
     if array.dtype == np.float32:
         return result
     return np.clip(np.rint(result), 0, np.iinfo(array.dtype).max).astype(array.dtype)
-
-
-def _mean_of_blocks(array: Array, factor: int) -> Array:
-    """Each ``factor`` x ``factor`` block's mean, a half rounded to even as numpy's rint does. Such means are exact in float32 as well."""
-    height, width, channels = array.shape
-    wide = np.uint16 if array.dtype == np.uint8 else np.uint32  # holds 256 x the largest value
-    rows = array[::factor].astype(wide)
-    for row in range(1, factor):
-        rows += array[row::factor]
-    blocks = rows.reshape(height // factor, width // factor, factor, channels)
-    total = blocks[:, :, 0].copy()
-    for column in range(1, factor):
-        total += blocks[:, :, column]
-    shift, half = _SHIFTS[factor], factor * factor // 2
-    mean, rest = total >> shift, total & (factor * factor - 1)
-    mean += (rest > half) | ((rest == half) & (mean & 1 == 1))
-    return mean.astype(array.dtype)
 
 
 @lru_cache(maxsize=64)
