@@ -207,6 +207,14 @@ def _made(command: Any) -> Any:
     return command
 
 
+def _print_example(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
+    from sr3_core import plugins
+
+    if is_asked:
+        click.echo(plugins.EXAMPLE.read_text(encoding="utf-8"), nl=False)
+        context.exit()
+
+
 @main.command()
 @click.argument("source")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="uri=... for the source, data.levels=..., or as in run.")
@@ -214,16 +222,25 @@ def _made(command: Any) -> Any:
 @click.option("--report", default="", metavar="DIR", help="Also write doctor.html, with pictures of the worst, and doctor.json there.")
 @click.option("--limit", type=click.IntRange(min=1), help="Look at so many inputs, always the same ones; the others are listed.")
 @click.option("--verbose", is_flag=True, help="Name every input that something is said of.")
+@click.option(
+    "--example",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_example,
+    help="Print a source of 20 lines to start one's own.",
+)
 def doctor(source: str, overrides: tuple[str, ...], as_json: bool, report: str, limit: int | None, verbose: bool) -> None:
-    """Look at every input of SOURCE before training: a folder or URI, a source plug-in, or a recipe (then its data section).
+    """Look at every input of SOURCE before training: a folder, file or URI, a source plug-in, or a recipe (then its data section).
 
-    Exit codes: 0 usable, perhaps with warnings; 1 nothing usable, or the recipe's prepare would refuse it; 2 no such source.
+    Exit codes: 0 usable, perhaps with warnings; 1 not usable as it is, or the recipe's prepare would refuse it; 2 no such source.
 
     \b
     sr3 doctor ~/photos --report doctor/
     sr3 doctor gs://bucket/photos --limit 2000 --set 'data.levels=[64, 256]'
     sr3 doctor div2k --set uri=/data/DIV2K
     sr3 doctor demo --json
+    sr3 doctor --example > sr3_core/data/sources/my_photos.py
     """
     from sr3_core import doctor as implementation
 

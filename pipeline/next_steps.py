@@ -43,6 +43,8 @@ def commands(recipe: config.Recipe, *, root: str, mlflow_uri: str, default_root:
     The first one is for an ordinary photo: a cascade's first stage, then all its stages for a small picture. A model that starts from
     noise makes its own images; its first stage with a low image enlarges a photo.
     """
+    from sr3_core import labels
+
     sr3 = executable("sr3", folder=folder, path=path)
     model = f"models:/{recipe.export.model}@{recipe.export.alias}"
     own_mlflow = storage.is_local(root) and mlflow_uri == tracking.default_uri(root)
@@ -54,12 +56,13 @@ def commands(recipe: config.Recipe, *, root: str, mlflow_uri: str, default_root:
     upscale = f"{sr3} upscale PHOTO.jpg -o BIG.png{place}"
     scale = math.prod(stage.scale for stage in recipe.stages)
     if first.low is None:
-        lines = [("images from noise", f"{sr3} sample -o SAMPLES/ -n 4{place}")]
-        lines += [(_larger("a photo", stage.scale), f"{upscale} --stage {stage.name}") for stage in more[:1]]
+        lines = [("images from noise", f"{sr3} sample -o SAMPLES/ -n 4{place}{labels.of(*recipe.stages).option}")]
+        lines += [(_larger("a photo", stage.scale), f"{upscale} --stage {stage.name}{labels.of(stage).option}") for stage in more[:1]]
     elif more:
-        lines = [(_larger("a photo", first.scale), f"{upscale} --stage {first.name}"), (_larger("a small picture", scale), upscale)]
+        lines = [(_larger("a photo", first.scale), f"{upscale} --stage {first.name}{labels.of(first).option}")]
+        lines += [(_larger("a small picture", scale), f"{upscale}{labels.of(*recipe.stages).option}")]
     else:
-        lines = [(_larger("a photo", scale), upscale)]
+        lines = [(_larger("a photo", scale), f"{upscale}{labels.of(first).option}")]
     return [
         *lines,
         ("your own photos", f"{sr3} run demo --set data.source=folder --set data.options.uri=YOUR_PHOTOS{mlflow}{at_root}"),

@@ -29,6 +29,7 @@ def check(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: str
     cluster.check(ray_address)
     check_source(recipe.data)
     check_plugins(recipe)
+    check_labels(recipe)
     tracking.check(mlflow_uri)
 
 
@@ -64,6 +65,19 @@ def check_source(data: config.Data) -> None:
     options = config.options(module.Options, data.options, "data")
     if not module.listing(options).strip():
         raise BadInput(f"source {data.source} lists no input", "a source with images", "check data.options")
+
+
+def check_labels(recipe: config.Recipe) -> None:
+    """Where a stage is told labels, every input that the source does not refuse itself has one that the stage's network knows."""
+    from sr3_core import labels
+
+    if not labels.of(*recipe.stages).count:
+        return
+    module = plugins.load("data.sources", recipe.data.source)
+    options = config.options(module.Options, recipe.data.options, "data")
+    found = [example.label for example in module.examples(options) if not example.reason]
+    for stage in recipe.stages:
+        labels.check_samples(stage, found, f"source {recipe.data.source}")
 
 
 def check_plugins(recipe: config.Recipe) -> None:

@@ -33,6 +33,11 @@ class Labels:
         """``0 .. 9``, for a message."""
         return f"0 .. {self.count - 1}" + (", or none" if self.optional else "")
 
+    @property
+    def option(self) -> str:
+        """What a command line that makes images needs at its end: `` --label 0``, nothing for networks that are told none."""
+        return " --label 0" if self.count else ""
+
     def check(self, label: int | None, whose: str) -> None:
         """BadInput when ``whose`` networks cannot be given ``label`` (None: no label)."""
         if label is None and self.count and not self.optional:

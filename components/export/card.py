@@ -1,8 +1,9 @@
-"""The model card: what the model is, what it was made from, what was measured and where it ends. Text only; no torch, no mlflow."""
+"""The model card: what the model is, what it was made from, what was measured and where it ends. Text only."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sr3_core import labels
 from sr3_core.artifacts.report import EvalReport, describe
 from sr3_core.config import Export, Stage, sizes
 
@@ -26,6 +27,7 @@ def write(
     first, last, bits = stages[0], stages[-1], int(manifests[0].get("bits", 8))  # not recorded by older bundles
     side = f"{last.high} x {last.high} pixels"
     what = f"Images of {side} from noise" if first.low is None else f"Super-resolution x{last.high // first.low}"
+    known = labels.of(*stages)
     judged, degradation = bool(report.content["tasks"]), report.content["degradation"]
     lines = [
         f"# {section.model}",
@@ -69,6 +71,7 @@ def write(
         f"- Output: images of {side} alone."
         if first.low is None
         else f"- Input: {bits}-bit images of any size; above twice the area of training a network sees overlapping tiles.",
+        *([f"- Label: the class of the images, {known.allowed}, as the data counts them."] if known.count else []),
         "",
         "## Use",
         "",
@@ -83,9 +86,7 @@ def write(
         *(["import numpy as np"] if first.low is None else []),
         f'mlflow.set_tracking_uri("{mlflow_uri}")',
         f'model = mlflow.pyfunc.load_model("models:/{section.model}@{section.alias}")',
-        f"made = model.predict(np.arange(4))  # seeds, int64 (N,) -> uint{bits} (N, {last.high}, {last.high}, C)"
-        if first.low is None
-        else f'large = model.predict(images, params={{"seed": 0}})  # uint{bits} (N, H, W, C) -> uint{bits} (N, scale x H, scale x W, C)',
+        _call(stages, bits),
         "```",
         "",
     ]
@@ -95,8 +96,19 @@ def write(
 def _commands(stages: Sequence[Stage], bits: int) -> list[str]:
     files = "photo.jpg -o big.png" if bits == 8 and stages[0].channels in (1, 3) else "photo.npy -o big.npy"
     if stages[0].low is not None:
-        return [f"upscale {files}"]
-    return ["sample -o samples/ -n 4", *[f"upscale {files} --stage {stage.name}" for stage in stages[1:2]]]
+        return [f"upscale {files}{labels.of(*stages).option}"]
+    sample = f"sample -o samples/ -n 4{labels.of(*stages).option}"
+    return [sample, *[f"upscale {files} --stage {stage.name}{labels.of(stage).option}" for stage in stages[1:2]]]
+
+
+def _call(stages: Sequence[Stage], bits: int) -> str:
+    """The line of Python that makes images."""
+    params = ['"seed": 0'] * (stages[0].low is not None) + ['"label": 0'] * bool(labels.of(*stages).count)
+    given = f", params={{{', '.join(params)}}}" if params else ""
+    if stages[0].low is None:
+        side = stages[-1].high
+        return f"made = model.predict(np.arange(4){given})  # seeds, int64 (N,) -> uint{bits} (N, {side}, {side}, C)"
+    return f"large = model.predict(images{given})  # uint{bits} (N, H, W, C) -> uint{bits} (N, scale x H, scale x W, C)"
 
 
 def _stage_row(stage: Stage, manifest: Mapping[str, Any], report: EvalReport) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.export import card, registry
-from sr3_core import config, storage, tracking
+from sr3_core import config, labels, storage, tracking
 from sr3_core.artifacts.bundle import ModelBundle, handed_on
 from sr3_core.artifacts.lease import lease
 from sr3_core.artifacts.report import EvalReport
@@ -145,11 +145,14 @@ def _publish(cascade: Cascade, export: config.Export, report: EvalReport, *, mlf
 def _interface(cascade: Cascade) -> registry.Interface:
     """The size of an image from noise is the model's own, and all its steps may take hours on a CPU: one step tries such a model, unless a
     stage samples by a list of levels, whose length is its number of steps."""
-    first, last = cascade.bundles[0].stage, cascade.bundles[-1].stage
-    if first.low is not None:
-        return registry.Interface(channels=first.channels, scale=cascade.scale, side=None, bits=cascade.bits)
+    stages = [bundle.stage for bundle in cascade.bundles]
+    given: dict[str, Any] = {
+        "channels": stages[0].channels, "scale": cascade.scale, "bits": cascade.bits, "labels": labels.of(*stages).count
+    }  # fmt: skip
+    if stages[0].low is not None:
+        return registry.Interface(side=None, **given)
     steps = 0 if any("gammas" in bundle.sampling for bundle in cascade.bundles) else 1
-    return registry.Interface(channels=first.channels, scale=cascade.scale, side=last.high, trial_steps=steps, bits=cascade.bits)
+    return registry.Interface(side=stages[-1].high, trial_steps=steps, **given)
 
 
 def _register(

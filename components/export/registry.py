@@ -16,6 +16,7 @@ from typing import Any
 import sr3_core
 from sr3_core import tracking
 from sr3_core.errors import Failed
+from sr3_core.labels import NONE as NO_LABEL
 from sr3_core.progress import say
 
 HERE = Path(__file__).parent
@@ -31,13 +32,14 @@ class Interface:
     """What goes into the registered model and what comes out of it.
 
     (N, H, W, ``channels``) of uint8, or of uint16 for 16 ``bits``, becomes images ``scale`` times larger; a model that starts from noise
-    (``side`` is not None) makes (N, side, side, ``channels``) of int64 seeds (N,). ``trial_steps`` are those of the call that tries the
-    model (0: the chosen number).
+    (``side`` is not None) makes (N, side, side, ``channels``) of int64 seeds (N,). ``labels`` classes may be asked for (0: none).
+    ``trial_steps`` are those of the call that tries the model (0: the chosen number).
     """
 
     channels: int
     scale: int
     side: int | None
+    labels: int = 0
     trial_steps: int = 0
     bits: int = 8
 
@@ -49,7 +51,7 @@ class Interface:
     @property
     def example(self) -> dict[str, Any]:
         """Shape and dtype of a batch of one and the params of the call that tries it, for ``load_check``."""
-        params = {"steps": self.trial_steps}
+        params = {"steps": self.trial_steps, **({"label": 0} if self.labels else {})}
         if self.side is not None:
             return {"shape": [1], "dtype": "int64", "params": params}
         return {"shape": [1, EXAMPLE_SIDE, EXAMPLE_SIDE, self.channels], "dtype": self.dtype, "params": params}
@@ -88,7 +90,7 @@ def register(uri: str, *, run_id: str, name: str, bundle: Path, interface: Inter
                 pip_requirements=_requirements(),
                 signature=_signature(interface),
                 input_example=_example(interface),
-                metadata={"scale": interface.scale, "channels": interface.channels, "bits": interface.bits, "side": interface.side},
+                metadata={name: getattr(interface, name) for name in ("scale", "channels", "bits", "side", "labels")},
             )
         _create_registered_model(client, name)
         version = client.create_model_version(
@@ -175,6 +177,7 @@ def _signature(interface: Interface) -> Any:
 
     images = Schema([TensorSpec(np.dtype(interface.dtype), (-1, -1, -1, interface.channels))])
     sampling = [ParamSpec("steps", DataType.long, 0), ParamSpec("sampler", DataType.string, "")]
+    sampling += [ParamSpec("label", DataType.long, NO_LABEL)] if interface.labels else []
     if interface.side is None:
         return ModelSignature(inputs=images, outputs=images, params=ParamSchema([ParamSpec("seed", DataType.long, 0), *sampling]))
     made = Schema([TensorSpec(np.dtype(interface.dtype), (-1, interface.side, interface.side, interface.channels))])
