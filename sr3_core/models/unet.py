@@ -120,8 +120,12 @@ class Options(Section):
             raise ValueError(f"attention_depths {list(self.attention_depths)} must be from {-depths} to {depths - 1}")
         if (self.fed == "t") != (self.table is not None):
             raise ValueError("fed=t and table go together: t counts the steps of the training table")
-        if self.table is not None and self.table.gammas()[-1] <= 0.0:
-            raise ValueError("fed=t needs a table that ends above gamma 0: its levels are told apart by -log gamma; feed log_snr instead")
+        if self.block_style != "biggan_deep" and self.bottleneck != _default("bottleneck"):
+            raise ValueError(f"bottleneck is set, but block_style {self.block_style} has none: take it out, or set block_style=biggan_deep")
+        if not self.attended_depths and not self.middle_attention:
+            unread = [name for name in _OF_ATTENTION if getattr(self, name) != _default(name)]
+            if unread:
+                raise ValueError(f"{unread[0]} is set, but the network has no attention: take it out, or set attention_factors")
         return self
 
     @property
@@ -139,6 +143,13 @@ class Options(Section):
     def multiple(self) -> int:
         """Height and width that are multiples of this need no padding."""
         return int(self.stem * 2 ** (len(self.multipliers) - 1))
+
+
+_OF_ATTENTION = ("heads", "logit_scale", "qkv_bias", "qkv_layout", "attention_output")
+
+
+def _default(name: str) -> Any:
+    return Options.model_fields[name].default
 
 
 def check(options: Options, stage: Stage) -> None:
@@ -335,10 +346,14 @@ class _Step(nn.Module):
 
 
 def _interpolated(value_N: Tensor, table_T: Tensor) -> Tensor:
-    """Place of each value in the ascending table, 0-based, between two entries by proportion; outside it, the nearest end."""
+    """Place of each -log gamma in the ascending table, 0-based, between two entries by proportion; outside it, the nearest end.
+
+    A table may end at infinity (gamma 0): towards it the proportion is that of gamma itself, so that gamma 0 is T - 1.
+    """
     above = torch.searchsorted(table_T, value_N).clamp(1, table_T.shape[0] - 1)
     below_value, above_value = table_T[above - 1], table_T[above]
-    place = (above - 1 + (value_N - below_value) / (above_value - below_value)).clamp(0, table_T.shape[0] - 1)
+    share = torch.where(above_value.isinf(), -torch.expm1(below_value - value_N), (value_N - below_value) / (above_value - below_value))
+    place = (above - 1 + share).clamp(0, table_T.shape[0] - 1)
     whole = place.round()
     return torch.where((place - whole).abs() < WHOLE, whole, place)
 

@@ -57,6 +57,17 @@ def test_a_network_fed_t_counts_the_table_from_zero() -> None:
     assert got[0].item() == pytest.approx(500.25) and got[1:].tolist() == [500.0, 0.0, 1999.0]
 
 
+@pytest.mark.parametrize("table", [{**TABLE, "rescale_zero_terminal_snr": True}, {"name": "jsd", "steps": 40}])
+def test_a_table_that_ends_without_signal_counts_to_its_end(table: dict[str, Any]) -> None:
+    """gamma 0 is T - 1; towards it, where -log gamma has no end, t goes by gamma itself. Gradients and images stay finite."""
+    network = build(fed="t", table=table)
+    gammas = config.parse(Schedule, table).gammas()
+    last = len(gammas) - 2
+    got = network._fed(torch.tensor([gammas[1], gammas[2], gammas[-2], 0.75 * gammas[-2], 0.25 * gammas[-2], 0.0], dtype=torch.float64))
+    assert got.tolist() == pytest.approx([0.0, 1.0, last - 1, last - 0.75, last - 0.25, last], abs=1e-9)
+    assert torch.isfinite(network(drawn(2, 3, 16, 16), drawn(2, 3, 16, 16), torch.tensor([0.0, 1e-300], dtype=torch.float64))).all()
+
+
 @pytest.mark.parametrize(
     ("fed", "formula"),
     [("gamma", lambda g: g), ("sqrt_gamma", np.sqrt), ("log_snr", lambda g: np.clip(np.log(g / (1 - g)), -10, 10))],
@@ -227,7 +238,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"attention_depths": [2]}, "attention_depths"),
     ({"fed": "t"}, "fed=t and table go together"),
     ({"table": TABLE}, "fed=t and table go together"),
-    ({"fed": "t", "table": {**TABLE, "rescale_zero_terminal_snr": True}}, "ends above gamma 0"),
+    ({"bottleneck": 2}, "bottleneck is set, but block_style biggan has none"),
+    ({"middle_attention": False, "heads": 2}, "heads is set, but the network has no attention"),
+    ({"middle_attention": False, "qkv_bias": False}, "qkv_bias is set, but the network has no attention"),
 ]
 
 
