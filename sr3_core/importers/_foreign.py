@@ -178,9 +178,9 @@ def _objective(stage: Stage) -> Any:
 
 
 def _plain(tensor: Tensor) -> bool:
-    """Dense, of real numbers, with its values at hand."""
-    dense = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
-    return dense and not tensor.is_complex() and tensor.device.type == "cpu"
+    """Dense, of real numbers, each value at hand and stored by itself (a small file may claim a vast shape)."""
+    dense = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized and tensor.device.type == "cpu"
+    return dense and not tensor.is_complex() and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _listed(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sr3_core import config
 from sr3_core.config import Stage
-from sr3_core.diffusion.schedules import Schedule
+from sr3_core.diffusion.schedules import READS, Schedule
 from sr3_core.errors import BadInput, nearest
 from sr3_core.importers import _foreign
 from sr3_core.importers._foreign import Imported
@@ -164,7 +164,7 @@ def schedule(look: "_Look", phase: str) -> dict[str, Any]:
         got = f"{look.path}: {at}.schedule jsd, whose last step leaves no signal: that code divides by zero there when it samples"
         do = f"give {at} the schedule that the weights were really {'trained' if phase == 'train' else 'sampled'} with"
         raise BadInput(got, ", ".join(other for other in SCHEDULES if other != "jsd"), do)
-    ends = {key: look.number(f"{at}.linear_{key}") for key in ("start", "end")}
+    ends = {key: look.number(f"{at}.linear_{key}") for key in ("start", "end") if key in READS[SCHEDULES[name]]}
     made = {"name": SCHEDULES[name], "steps": look.whole(f"{at}.n_timestep", most=MOST_STEPS), **ends}
     with _foreign.said_of(f"{look.path}: {at}"):
         return config.parse(Schedule, made).model_dump(mode="json")
