@@ -4,9 +4,11 @@ What can be said of one image is in doctor_checks.py, what is said of all in doc
 """
 
 import contextlib
+import difflib
 import hashlib
 import io
 import os
+import re
 import sys
 import tempfile
 import time
@@ -16,12 +18,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from sr3_core import config, doctor_checks, doctor_findings, doctor_page, images, plugins, storage
+from sr3_core import config, doctor_checks, doctor_findings, doctor_page, doctor_verdict, images, plugins, storage
 from sr3_core.config import Data, recipe_file
 from sr3_core.data import plan, reading, shards
 from sr3_core.data.degrade import detail
+from sr3_core.data.sources import _files
 from sr3_core.data.sources._base import Example
-from sr3_core.data.sources.archive import ARCHIVES
 from sr3_core.doctor_findings import Seen
 from sr3_core.errors import EXIT_DONE, EXIT_FAILED, BadInput, nearest
 from sr3_core.progress import Progress
@@ -44,7 +46,7 @@ class Asked:
 def run(source: str, overrides: Sequence[str], *, as_json: bool, report: str, limit: int | None, verbose: bool) -> int:
     """Print the answer, and write doctor.html and doctor.json to the folder or URI ``report``. The exit code.
 
-    0: usable (there may be warnings); 1: nothing usable, or the recipe's prepare would refuse it. Raises BadInput (2) for a source,
+    0: usable (there may be warnings); 1: not usable as it is, or the recipe's prepare would refuse it. Raises BadInput (2) for a source,
     a recipe or a report folder that cannot be used. Progress goes to stderr: stdout is the answer alone.
     """
     asked = resolve(source, overrides)
@@ -74,26 +76,50 @@ def resolve(source: str, overrides: Sequence[str]) -> Asked:
     A folder with the name of a recipe or plug-in is given as ``./name``. Overrides of a recipe are those of ``sr3 run``; else
     ``uri=...`` is an option of the source and ``data.levels=...`` a key of the section. Raises BadInput.
     """
-    names = plugins.names("data.sources")
     if source in config.recipe_names() or source.endswith((".yaml", ".yml")):
         recipe = config.load(source, overrides)
         return Asked(recipe.data, True, recipe.name)
-    values: dict[str, Any] = {"data": {"source": source, "levels": [1], "options": {}}}
-    is_pattern = any(character in source for character in "*?[")
-    is_place = is_pattern or "://" in source or os.sep in source or source[:1] == "~" or (source not in names and os.path.exists(source))
-    if is_place:
-        values["data"].update(source="archive" if source.lower().endswith(ARCHIVES) else "folder", options={"uri": source})
-        if values["data"]["source"] == "folder" and storage.is_local(source) and os.path.isfile(os.path.expanduser(source)):
-            allowed = f"a folder, an archive ({', '.join(ARCHIVES)}) or a plug-in"
-            raise BadInput(f"{source} is a file", allowed, "name its plug-in and --set uri=...")
-    elif source not in names and "." not in source:
-        known = [*names, *config.recipe_names()]
-        raise BadInput(f"unknown source {source!r}", f"a folder, a URI or {nearest(source, known)}", "name one of these or give ./FOLDER")
+    name, options = _named(source)
+    values: dict[str, Any] = {"data": {"source": name, "levels": [1], "options": options}}
+    fields = getattr(plugins.load("data.sources", name), "Options", Data).model_fields
+    for item in overrides:
+        key = re.split(r"[.=]", item)[0]
+        if key in Data.model_fields and key not in fields:
+            raise BadInput(f"--set {item}", f"an option of {name}, or a key of the section with data. before it", f"--set data.{item}")
     given = [item if item.startswith("data.") else f"data.options.{item}" for item in overrides]
     recipe_file.change(values, given)
+    place = values["data"]["options"].get("uri")
+    if isinstance(place, str) and place:
+        values["data"]["options"]["uri"] = storage.absolute(place)  # the values that are proposed work from any folder
     asked = config.parse(Data, values["data"])
-    reading.source_of(asked)
+    try:
+        reading.source_of(asked)
+    except BadInput as error:
+        lacking = error.got.removeprefix("no value for data.options.")
+        raise error if lacking == error.got else BadInput(error.got, error.allowed, f"--set {lacking}=...") from None
     return Asked(asked, any(item.startswith("data.levels=") for item in given))
+
+
+def _named(source: str) -> tuple[str, dict[str, Any]]:
+    """(plug-in, options) that SOURCE stands for: a place is a folder, or a file of many images by its ending."""
+    names = plugins.names("data.sources")
+    container = _files.container_plugin(source)
+    is_pattern = any(character in source for character in "*?[")
+    is_there = source not in names and os.path.exists(source)
+    if is_pattern or is_there or container or "://" in source or os.sep in source or source[:1] == "~":
+        if container or not (storage.is_local(source) and os.path.isfile(os.path.expanduser(source))):
+            return container or "folder", {"uri": source}
+        if source.lower().endswith(".npy"):
+            return "stack", {"uri": source}
+        if source.endswith(".py"):
+            do = "put it into sr3_core/data/sources and name it without .py, or give its dotted name with its folder on PYTHONPATH"
+            raise BadInput(f"{source} is a file of Python", "a plug-in by its name", do)
+        raise BadInput(f"{source} is a file", f"a folder, or a file that ends in {', '.join(_files.CONTAINERS)}", "give its folder")
+    if source not in names and "." not in source:
+        known = [*names, *difflib.get_close_matches(source, config.recipe_names(), n=1, cutoff=0.5)]
+        do = "name one of these, or write your own: sr3 doctor --example prints one"
+        raise BadInput(f"unknown source {source!r}", f"a recipe, ./FOLDER, a URI, or a plug-in: {nearest(source, known)}", do)
+    return source, {}
 
 
 def examine(asked: Asked, *, limit: int | None) -> tuple[dict[str, Any], list[Seen], dict[str, Example]]:
@@ -104,7 +130,8 @@ def examine(asked: Asked, *, limit: int | None) -> tuple[dict[str, Any], list[Se
     source          name, options
     recipe, judged  its name or null; whether the section is a recipe's or its levels were given
     not_looked_at   keys
-    verdict         as ``doctor_findings.verdict``
+    other_files     ending -> files below the source's uri that are no inputs and hold none
+    verdict         as ``doctor_verdict.verdict``
     estimate        photos, samples, shards, bytes, seconds_per_core, measured_on (photos); null where nothing can be prepared
     seconds         that it took
 
@@ -114,15 +141,17 @@ def examine(asked: Asked, *, limit: int | None) -> tuple[dict[str, Any], list[Se
     module, options = reading.source_of(asked.data)
     listed, _ = plan.distinct_keys(module.examples(options))
     chosen = sample(listed, limit)
+    others = other_files(options, listed)
     seen = look_at_all(chosen, asked)
     data = asked.data if asked.is_judged else None
     content = doctor_findings.findings(seen, listed=len(listed), data=data, near_looked_for=_can_hash())
-    section = data or doctor_findings.proposed(seen, asked.data.source, asked.data.options)
+    section = data or doctor_verdict.proposed(seen, asked.data.source, asked.data.options)
     content["source"] = {"name": asked.data.source, "options": asked.data.model_dump(mode="json")["options"]}
     content["recipe"], content["judged"] = asked.recipe or None, asked.is_judged
+    content["other_files"] = others
     looked_at = {example.key for example in chosen}
     content["not_looked_at"] = [example.key for example in listed if example.key not in looked_at]
-    content["verdict"] = doctor_findings.verdict(content, seen, section, is_judged=asked.is_judged)
+    content["verdict"] = doctor_verdict.verdict(content, seen, section, is_judged=asked.is_judged)
     content["estimate"] = estimate(seen, chosen, section, listed=len(listed)) if section and content["verdict"]["usable"] else None
     content["seconds"] = round(time.monotonic() - start, 3)
     return content, seen, {example.key: example for example in chosen}
@@ -135,6 +164,19 @@ def sample(examples: Sequence[Example], limit: int | None) -> list[Example]:
     by_hash = sorted(examples, key=lambda example: hashlib.sha256(example.key.encode("utf-8", "surrogateescape")).digest())
     chosen = {example.key for example in by_hash[:limit]}
     return [example for example in examples if example.key in chosen]
+
+
+def other_files(options: Any, listed: Sequence[Example]) -> dict[str, int]:
+    """Ending -> files below ``options.uri`` that the source passed over; nothing for a source without such a folder."""
+    place = getattr(options, "uri", "")
+    if not isinstance(place, str) or not place:
+        return {}
+    place, used = storage.absolute(place), {example.container for example in listed}
+    try:
+        below = [] if place in used else storage.list_files(place)
+    except (NotADirectoryError, FileNotFoundError):
+        below = []  # a file (a list of locations, say), or a name that stands for several
+    return _files.endings(info.path_relative for info in below if info.uri not in used)
 
 
 def look_at_all(examples: Sequence[Example], asked: Asked) -> list[Seen]:
@@ -169,7 +211,7 @@ def look(example: Example, asked: Asked, *, is_hashed: bool) -> Seen:
         wanted = (asked.data.channels, asked.data.bits) if asked.is_judged else natural(header)
         array = images.decode(data, channels=wanted[0], bits=wanted[1])
     except FileNotFoundError:
-        return replace(seen, reason="missing", reason_detail="it was listed, but is not there")
+        return replace(seen, reason=doctor_findings.MISSING, reason_detail="no such file")
     except IsADirectoryError:
         return replace(seen, reason="not a file")
     except PermissionError as error:
@@ -194,9 +236,17 @@ def look(example: Example, asked: Asked, *, is_hashed: bool) -> Seen:
 
 
 def natural(header: images.Header) -> tuple[int, int]:
-    """(channels, bits) a file is decoded to when no section asks: grey 1, colour 3 (its alpha must be opaque), an array its own."""
+    """(channels, bits) a file is decoded to when no section asks: grey 1, colour 3 (its alpha must be opaque), an array its own.
+
+    Raises BadImage for an array of more channels than a set may have, as a stack of images has.
+    """
     bits = 16 if header.bits > 8 else 8
     if header.format == images.NPY:
+        if header.channels not in images.CHANNELS:
+            detail = (
+                f"{header.channels} channels; at most {images.CHANNELS[-1]}; for many images in a file name the plug-in stack, with axes"
+            )
+            raise images.BadImage("unsupported shape", detail)
         return header.channels, bits
     return 1 if header.mode in ("1", "L", "LA") or header.mode.startswith("I") else 3, bits
 
@@ -206,13 +256,13 @@ def estimate(seen: Sequence[Seen], examples: Sequence[Example], data: Data, *, l
 
     Bytes and seconds are scaled by pixels written, and pixels read and written. None when no photo can be prepared.
     """
-    made = doctor_findings.planned(seen, data)
+    made = doctor_verdict.planned(seen, data)
     photos = {sample.photo.key: sample.photo for shard in made.shards for sample in shard.samples}
     if not photos:
         return None
     keys = sorted(photos)
     chosen = set(keys[:: max(1, len(keys) // MEASURED_PHOTOS)][:MEASURED_PHOTOS])
-    written = {key: doctor_findings.written_pixels(photo.height, photo.width, data) for key, photo in photos.items()}
+    written = {key: doctor_verdict.written_pixels(photo.height, photo.width, data) for key, photo in photos.items()}
     handled = {key: written[key] + photo.height * photo.width for key, photo in photos.items()}
     changes = {
         "split": config.Split(by="content_hash", val=0, test=0, minimum={}),

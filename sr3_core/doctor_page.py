@@ -11,6 +11,7 @@ import numpy as np
 from sr3_core import images
 from sr3_core.artifacts.report_figures import data_uri
 from sr3_core.artifacts.report_page import STYLE
+from sr3_core.config import Data
 from sr3_core.doctor_checks import detailed_places, luminance
 
 Pictures = Callable[[str], "images.Array | None"]  # key -> (H, W, 1 or 3) uint8; None when it cannot be read any more
@@ -36,6 +37,8 @@ def text(content: Content, *, verbose: bool) -> str:
     lines = [f"{_what(content)}: {_counts(content)}"]
     if content["not_looked_at"]:
         lines.append(f"not looked at: {_names(content['not_looked_at'], verbose=verbose)}")
+    if content["other_files"]:
+        lines.append(f"other files, which are no inputs: {_counted(content['other_files'])}")
     if inputs["usable"]:
         lines += ["", *_table(content), "", *_kinds(content)]
         lines += ["", *_levels(content)]
@@ -52,12 +55,14 @@ def text(content: Content, *, verbose: bool) -> str:
 
 
 def settings(content: Content) -> list[str]:
-    """The proposed values as lines of a recipe (YAML); none where a section was asked about, or nothing fits."""
+    """The proposed values as lines of a recipe (YAML), defaults left out; none where a section was asked about, or nothing fits."""
     data = content["verdict"]["data"]
     if data is None or content["judged"]:
         return []
-    shown = ["source", "options", "levels", "required_levels", "fit", "channels", "bits", "split", "max_rejected_share"]
-    values = {name: data[name] for name in shown if data.get(name)}
+    usual = Data(source="", levels=(1,)).model_dump(mode="json")
+    values = {name: value for name, value in data.items() if value != usual.get(name) or name == "fit"}
+    if "split" in values:
+        values["split"] = {name: value for name, value in values["split"].items() if value != usual["split"][name]}
     stages = ", ".join(f"{{low: {stage['low']}, high: {stage['high']}}}" for stage in content["verdict"]["stages"])
     return ["data:", *[f"  {name}: {_flow(value)}" for name, value in values.items()], f"stages: [{stages}]"]
 
@@ -85,6 +90,7 @@ def page(content: Content, pictures: Pictures) -> str:
         _low_quality(content, pictures),
         _list("Refused inputs", [(item["key"], item["reason"], item["detail"]) for item in content["refused"]["inputs"]]),
         _list("Not looked at", [(key, "", "") for key in content["not_looked_at"]]),
+        _list("Other files", [(name, str(count), "no inputs") for name, count in content["other_files"].items()]),
     ]
     style = STYLE.read_text(encoding="utf-8") + _EXTRA_STYLE
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
@@ -117,10 +123,10 @@ def _counts(content: Content) -> str:
     inputs = content["inputs"]
     some = f", {inputs['looked_at']} of them looked at" if inputs["not_looked_at"] else ""
     splits = [f"{name} {count}" for name, count in content["splits"].items() if name != "none"]
-    labels = f"; {content['labels']} labels" if content["labels"] else ""
+    labels = f"; {_number(content['labels'], 'label')}" if content["labels"] else ""
     published = f"; published splits: {', '.join(splits)}" if splits else ""
     usable = f"; {inputs['usable']} usable, {inputs['refused']} refused"
-    return f"{inputs['listed']} inputs{some}, {size(inputs['bytes'])}{usable}{published}{labels}"
+    return f"{_number(inputs['listed'], 'input')}{some}, {size(inputs['bytes'])}{usable}{published}{labels}"
 
 
 def _table(content: Content) -> list[str]:
@@ -146,7 +152,9 @@ def _found(content: Content, *, verbose: bool) -> Iterable[str]:
     refused = content["refused"]
     for reason, count in refused["reasons"].items():
         own = [item for item in refused["inputs"] if item["reason"] == reason]
-        yield f"refused, {reason} ({count}): {_names([_with(item['key'], item['detail']) for item in own], verbose=verbose)}"
+        (detail, *others) = dict.fromkeys(item["detail"] for item in own)
+        names = [_with(item["key"], item["detail"] if others else "") for item in own]
+        yield f"refused, {_with(reason, '' if others else detail)}, {count}: {_names(names, verbose=verbose)}"
     kinds: list[tuple[str, Sequence[str]]] = [
         (
             "leaks between splits",
@@ -171,16 +179,16 @@ def _enlargement(item: Mapping[str, Any]) -> str:
 
 
 def _cost(estimate: Mapping[str, Any]) -> str:
-    made = f"{estimate['photos']} photos -> {estimate['samples']} samples in {estimate['shards']} shards, {size(estimate['bytes'])}"
-    return f"prepare: about {made}, {duration(estimate['seconds_per_core'])} of one core (measured on {estimate['measured_on']} photos)"
+    made = ", ".join([_number(estimate["samples"], "sample") + f" in {_number(estimate['shards'], 'shard')}", size(estimate["bytes"])])
+    cost = f"{duration(estimate['seconds_per_core'])} of one core (measured on {estimate['measured_on']})"
+    return f"prepare: about {_number(estimate['photos'], 'photo')} -> {made}, {cost}"
 
 
 def _verdict(content: Content) -> str:
     verdict = content["verdict"]
     if not verdict["usable"]:
         return "verdict: not usable as it is"
-    count = len(verdict["warnings"])
-    end = f", with {count} warning{'s' if count > 1 else ''}" if count else ""
+    end = f", with {_number(len(verdict['warnings']), 'warning')}" if verdict["warnings"] else ""
     return f"verdict: prepare takes it{end}" if content["judged"] else f"verdict: usable{end}; a recipe with these values works"
 
 
@@ -189,6 +197,10 @@ def _names(names: Sequence[str], *, verbose: bool) -> str:
         return "".join(f"\n  {name}" for name in names)
     more = f" and {len(names) - LISTED} more (--verbose names all)" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _with(name: str, detail: str) -> str:

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import pkgutil
 import sys
+import traceback
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from sr3_core.errors import BadInput
 Kind = Literal["data.sources", "models", "objectives", "metrics"]
 GROUPS: dict[Kind, str] = {"data.sources": "sr3.sources"}  # kinds that packages may add to
 _HERE = Path(__file__).parent
+EXAMPLE = _HERE / "data" / "sources" / "_example.py"  # a source to start one's own from: sr3 doctor --example
 
 
 def names(kind: Kind) -> list[str]:
@@ -40,11 +42,12 @@ def load(kind: Kind, name: str) -> ModuleType:
     if "." in name:
         try:
             return importlib.import_module(name)
-        except ImportError as error:
-            got = f"plug-in {name} does not import ({error})"
-            raise BadInput(got, f"an importable module for {kind}", "check PYTHONPATH and the spelling") from None
-    file = f"sr3_core/{kind.replace('.', '/')}/{name}.py"
-    raise BadInput(f"unknown {kind} plug-in {name!r}", nearest(name, names(kind)), f"name one of these or a dotted module, or add {file}")
+        except Exception as error:
+            got = f"plug-in {name} does not import ({_why(error)})"
+            raise BadInput(got, f"an importable module for {kind}", "check the module, PYTHONPATH and the spelling") from None
+    do = f"name one of these or a dotted module, or add sr3_core/{kind.replace('.', '/')}/{name}.py"
+    do += " (sr3 doctor --example prints one)" if kind == "data.sources" else ""
+    raise BadInput(f"unknown {kind} plug-in {name!r}", nearest(name, names(kind)), do)
 
 
 def forget() -> None:
@@ -68,12 +71,19 @@ def _entry_points(group: str, path: tuple[str, ...]) -> tuple[importlib.metadata
     return tuple(importlib.metadata.entry_points(group=group))
 
 
+def _why(error: Exception) -> str:
+    """Outside code may fail with anything while it is imported: what it was, and where unless it is that there is no such module."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    is_ours = last.filename == __file__ or "importlib" in last.filename
+    return f"{type(error).__name__}: {error}" + ("" if is_ours else f", {last.filename} line {last.lineno}")
+
+
 def _load_entry(kind: Kind, found: list[importlib.metadata.EntryPoint]) -> ModuleType:
     packages = ", ".join(sorted(f"{entry.dist.name} {entry.dist.version}" if entry.dist else "a package" for entry in found))
     if len(found) > 1:
         raise BadInput(f"{kind} plug-in {found[0].name!r} in several packages: {packages}", "one", "uninstall the others")
     try:
         return cast(ModuleType, found[0].load())
-    except Exception as error:  # a package's code may fail with anything while it is imported
-        got = f"{kind} plug-in {found[0].name!r} of {packages} does not load ({type(error).__name__}: {error})"
+    except Exception as error:
+        got = f"{kind} plug-in {found[0].name!r} of {packages} does not load ({_why(error)})"
         raise BadInput(got, f"an importable {found[0].value}", "mend or uninstall the package") from None

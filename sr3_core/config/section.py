@@ -83,7 +83,8 @@ def options(section: type[SectionT], values: Mapping[str, Any], owner: str) -> S
 
 
 def _as_bad_input(section: type[Section], error: ValidationError, prefix: str = "") -> BadInput:
-    first = error.errors(include_url=False)[0]
+    every = error.errors(include_url=False)
+    first = next((found for found in every if found["type"] == "extra_forbidden"), every[0])  # a key spelt wrongly is missed as well
     place = (prefix + ".".join(str(part) for part in first["loc"])).removesuffix(".")
     if first["type"] == "extra_forbidden":
         allowed = _keys_at(section, first["loc"][:-1])
@@ -95,6 +96,8 @@ def _as_bad_input(section: type[Section], error: ValidationError, prefix: str = 
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return BadInput(f"{place or section.__name__}: {message}", "values that agree", "change one of them")
+    if first["type"] == "tuple_type":
+        return BadInput(f"{place}={got}", "a list, as [1, 2]", "change the value")
     return BadInput(f"{place}={got}", message[0].lower() + message[1:], "change the value")
 
 

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline import cli
+from sr3_core import plugins
 from sr3_core.data.sources import sample_photos
 from tests.conftest import RECIPES, REPOSITORY, Ended
 
@@ -98,6 +99,11 @@ def test_the_report_is_a_page_and_the_same_json(folder: Path, tmp_path: Path) ->
     assert done.exit_code == 0 and f"report: {tmp_path / 'report' / 'doctor.html'}" in done.stdout
     assert json.loads((tmp_path / "report" / "doctor.json").read_text())["duplicates"]["extra"] == 1
     assert "<h2>Exact copies (1)</h2>" in (tmp_path / "report" / "doctor.html").read_text()
+
+
+def test_the_example_is_printed_without_a_source() -> None:
+    done = doctor("--example")
+    assert done.exit_code == 0 and done.stdout == plugins.EXAMPLE.read_text()
 
 
 def test_help_is_light(sr3: Callable[..., Ended]) -> None:

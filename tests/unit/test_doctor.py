@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sr3_core import doctor, doctor_findings, doctor_page, images
+from sr3_core import doctor, doctor_findings, doctor_page, doctor_verdict, images, plugins
 from sr3_core.config import Data
 from sr3_core.data.sources import sample_photos
 from sr3_core.data.sources._base import Example
@@ -124,6 +124,7 @@ def test_flat_images_are_no_near_duplicates() -> None:
 
 SCHEMA: dict[str, Any] = {
     "schema": int, "seconds": float, "judged": bool, "recipe": (str, type(None)), "not_looked_at": list, "labels": int, "splits": dict,
+    "other_files": dict,
     "source": {"name": str, "options": dict},
     "inputs": {"listed": int, "looked_at": int, "not_looked_at": int, "usable": int, "refused": int, "bytes": int},
     "sizes": {"width": dict, "height": dict, "short_side": dict},
@@ -225,6 +226,14 @@ def test_given_levels_are_judged(folder: Path) -> None:
         ("/nowhere/at/all", (), "does not exist"),
         ("nosuch://bucket/x", (), "nosuch"),
         ("demo", ("data.levelz=[1]",), "levels (nearest)"),
+        ("imagnet", (), "imagenet (nearest)"),
+        ("my_photos", (), "do: name one of these, or write your own: sr3 doctor --example prints one"),
+        ("my_photos.py", (), "check the module, PYTHONPATH"),
+        ("folder", (), "do: --set uri=..."),
+        ("lmdb", ("url=x",), "unknown key data.options.url; allowed: uri (nearest)"),
+        ("/nowhere", ("levels=[1]",), "do: --set data.levels=[1]"),
+        ("folder", ("uri=/nowhere", "data.levels=64"), "a list, as [1, 2]"),
+        ("df2k", (), "no uri, which holds both"),
         ("./photos", ("access_key=CANARY",), "credential"),
     ],
 )
@@ -239,9 +248,9 @@ def test_the_order_of_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert doctor.resolve("sample_photos", ()).data.source == "sample_photos"
     monkeypatch.chdir(folder.parent)
     (folder.parent / "demo").mkdir()
-    assert doctor.resolve("photos", ()).data.options == {"uri": "photos"}
-    assert doctor.resolve("./demo", ()).data.options == {"uri": "./demo"}
-    assert doctor.resolve("folder", ("uri=2024",)).data.options == {"uri": "2024"}
+    assert doctor.resolve("photos", ()).data.options == {"uri": str(folder)}  # absolute: what is proposed works from any folder
+    assert doctor.resolve("./demo", ()).data.options == {"uri": str(folder.parent / "demo")}
+    assert doctor.resolve("folder", ("uri=2024",)).data.options == {"uri": str(folder.parent / "2024")}
     assert doctor.resolve("photos/*.jpg", ()).data.source == "folder"
 
 
@@ -251,6 +260,17 @@ def test_an_archive_is_opened_and_another_file_is_refused(folder: Path) -> None:
     assert content["source"]["name"] == "archive" and content["inputs"]["usable"] == 6 and content["verdict"]["usable"]
     with pytest.raises(BadInput, match="is a file"):
         doctor.resolve(str(folder / "church.jpg"), ())
+    for name, source in (
+        ("a.npz", "stack"),
+        ("a.NPY", "stack"),
+        ("a.parquet", "parquet"),
+        ("train-*.parquet", "parquet"),
+        ("data.mdb", "lmdb"),
+    ):
+        (folder / name.replace("*", "0")).write_bytes(b"x")
+        assert doctor.resolve(str(folder / name), ()).data.source == source
+    assert doctor.resolve(str(folder / "*.npy"), ()).data.source == "folder"  # arrays of one image each
+    assert doctor.resolve("gs://bucket/rows.parquet", ()).data.source == "parquet"
 
 
 def test_a_plug_in_of_the_user(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +291,61 @@ def test_a_plug_in_of_the_user(folder: Path, tmp_path: Path, monkeypatch: pytest
     content = doctor.examine(doctor.resolve("mine_of_doctor.photos", (f"where={folder}",)), limit=None)[0]
     assert content["inputs"]["usable"] == 6 and content["labels"] == 2
     assert content["refused"]["reasons"] == {"lost in the post": 1}
+
+
+def test_files_that_are_no_inputs_are_counted(folder: Path) -> None:
+    for name in ("a.HEIC", "b.heic", "c.cr2", "notes.txt", "LICENCE", ".hidden"):
+        (folder / name).write_bytes(b"x")
+    content = examine(folder)
+    assert content["other_files"] == {".heic": 2, ".cr2": 1, ".txt": 1, "none": 1} and content["inputs"]["listed"] == 6
+    assert content["verdict"]["warnings"] == ["pictures of formats that are not read: .heic 2, .cr2 1; convert them to PNG or TIFF"]
+    assert "other files, which are no inputs: .heic 2, .cr2 1, .txt 1, none 1" in doctor_page.text(content, verbose=False)
+
+
+def test_arrays_of_too_many_channels_are_refused_as_a_stack(folder: Path) -> None:
+    np.save(folder / "stack.npy", np.zeros((3, 70, 65), np.uint8))
+    (refused,) = examine(folder)["refused"]["inputs"]
+    assert refused["reason"] == "unsupported shape" and "65 channels; at most 64" in refused["detail"] and "stack" in refused["detail"]
+
+
+def test_a_source_of_which_most_is_missing_is_not_usable(folder: Path) -> None:
+    for name in ("astronaut", "building"):
+        (folder / f"0000{len(name) % 2}.jpg").write_bytes((folder / f"{name}.jpg").read_bytes())
+    asked = doctor.resolve("celebahq", (f"uri={folder}", "numbers=[0, 5]"))
+    content = doctor.examine(asked, limit=None)[0]
+    assert content["refused"]["reasons"] == {"not in the layout": 6, "missing": 4}
+    assert not content["verdict"]["usable"] and content["verdict"]["data"] is None and content["estimate"] is None
+    assert content["verdict"]["problems"][0].startswith("most inputs cannot be used")
+    assert content["verdict"]["warnings"][0].endswith("; fetch what is missing, or narrow data.options")
+    assert "refused, missing (no such file), 4: 00002, 00003" in doctor_page.text(content, verbose=False)
+    part = doctor.examine(doctor.resolve("celebahq", (f"uri={folder}", "numbers=[0, 5]", "data.levels=[16, 64]")), limit=None)[0]
+    assert part["judged"] and "prepare would refuse it" in part["verdict"]["problems"][0]
+
+
+def test_published_splits_that_the_proposal_drops_are_said(tmp_path: Path) -> None:
+    for index, name in enumerate(PHOTOS):
+        (tmp_path / ("Train" if index % 2 else "valid")).mkdir(exist_ok=True)
+        shutil.copy(sample_photos.FOLDER / f"{name}.jpg", tmp_path / ("Train" if index % 2 else "valid"))
+    content = examine(tmp_path)
+    assert content["splits"] == {"train": 3, "val": 3}
+    assert content["verdict"]["warnings"] == ["published splits: train, val, but none for test; the values below divide all photos anew"]
+
+
+def test_the_values_shown_are_those_that_are_not_defaults(folder: Path) -> None:
+    lines = doctor_page.settings(examine(folder))
+    assert lines[0] == "data:" and f'  options: {{"uri": "{folder}"}}' in lines and '  split: {"by": "content_hash"}' in lines
+    names = [line.split(":")[0].strip() for line in lines]
+    assert not {"bits", "channels", "codec", "shard_samples"} & set(names) and "levels" in names and "fit" in names
+
+
+def test_the_example_is_a_source_of_20_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = plugins.EXAMPLE.read_text()
+    assert len([line for line in text.splitlines() if line.strip()]) <= 20
+    (folder.parent / "mine_of_example").mkdir()
+    (folder.parent / "mine_of_example" / "photos.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder.parent))
+    content = doctor.examine(doctor.resolve("mine_of_example.photos", (f"uri={folder}",)), limit=None)[0]
+    assert content["verdict"]["usable"] and content["labels"] == 6
 
 
 def test_a_remote_folder(folder: Path) -> None:
@@ -326,7 +401,7 @@ def test_written_pixels_are_those_of_the_pyramid(folder: Path) -> None:
         data = Data.model_validate({"source": "folder", "levels": [32, 64, 128], "fit": fit})
         made = [degrade.pyramid(pixels, crop, data) for crop in degrade.crops(512, 512, data)]
         stored = sum(level.shape[0] * level.shape[1] for levels in made for level in levels.values())
-        assert doctor_findings.written_pixels(512, 512, data) == stored
+        assert doctor_verdict.written_pixels(512, 512, data) == stored
 
 
 def test_sizes_and_durations() -> None:

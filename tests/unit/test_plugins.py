@@ -10,22 +10,7 @@ from sr3_core.config import Data
 from sr3_core.data import reading, shards
 from sr3_core.errors import BadInput
 
-SOURCE = """
-from sr3_core.config import Section
-from sr3_core.data.sources import _files
-from sr3_core.data.sources._base import Example
-
-class Options(Section):
-    uri: str
-
-def examples(options):
-    files = _files.listed(options.uri, _files.SUFFIXES)
-    for info in files:
-        yield Example(key=_files.stem(info.path_relative), uri=info.uri, label=len(info.path_relative))
-
-def listing(options):
-    return _files.lines((info.path_relative, info) for info in _files.listed(options.uri, _files.SUFFIXES))
-"""
+SOURCE = plugins.EXAMPLE.read_text(encoding="utf-8")
 
 
 def install(folder: Path, package: str, entries: dict[str, str], modules: dict[str, str]) -> None:
@@ -54,10 +39,15 @@ def test_an_installed_package_adds_a_source_that_prepare_uses(photos: Path, tmp_
     plugins.forget()
     assert "holidays" in plugins.names("data.sources") and "folder" in plugins.names("data.sources")
     assert "holidays" not in plugins.names("models")
-    data = Data.model_validate({"source": "holidays", "options": {"uri": str(photos)}, "levels": [16]})
+    for index, path in enumerate(sorted(photos.iterdir())):
+        (tmp_path / "mine" / "abc"[index % 3]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / "abc"[index % 3] / path.name).write_bytes(path.read_bytes())
+    data = Data.model_validate({"source": "holidays", "options": {"uri": str(tmp_path / "mine")}, "levels": [16]})
     source, options = reading.source_of(data)
+    assert [example.label for example in source.examples(options)] == [0] * 5 + [1] * 5 + [2] * 4
+    assert len(source.listing(options).splitlines()) == 14
     made = shards.build(str(tmp_path / "out"), data, source.examples(options), fingerprint="f")
-    assert made.manifest["accepted"] == 14 and made.sample("train", 0).label == len("photo 00.png")
+    assert made.manifest["accepted"] == 14 and made.sample("train", 0).label in (0, 1, 2)
     with pytest.raises(BadInput, match=r"holidays \(nearest\)"):
         plugins.load("data.sources", "holiday")
 
@@ -87,6 +77,14 @@ def test_a_broken_entry_point_names_its_package(packages: Path, value: str, modu
     assert "broken" in plugins.names("data.sources")  # listing imports nothing
     with pytest.raises(BadInput, match=f"of broken-photos 1.2 does not load .{message}"):
         plugins.load("data.sources", "broken")
+
+
+def test_a_dotted_module_that_fails_says_where(packages: Path) -> None:
+    (packages / "mine_broken").mkdir()
+    (packages / "mine_broken" / "photos.py").write_text("import os\n\nos.no_such_name\n")
+    plugins.forget()
+    with pytest.raises(BadInput, match=r"mine_broken\.photos does not import \(AttributeError: .*, .*photos\.py line 3\)"):
+        plugins.load("data.sources", "mine_broken.photos")
 
 
 def test_what_an_entry_point_gives_must_be_a_source(packages: Path) -> None:

@@ -16,24 +16,7 @@ All raise BadInput for a source that is missing, unreadable or empty. An option 
 refuses a root equal to it or inside it. What the layout promises and does not hold is an example all the same: one whose file is
 not there, or one with a ``reason``. Then it is counted and listed with the rejected inputs.
 
-The whole of a plug-in for photos whose class is the name of their folder::
-
-    from sr3_core.config import Section
-    from sr3_core.data.sources import _files
-    from sr3_core.data.sources._base import Example
-
-    class Options(Section):
-        uri: str
-
-    def examples(options):
-        files = _files.listed(options.uri, _files.SUFFIXES)
-        classes = sorted({info.path_relative.split("/")[0] for info in files})
-        for info in files:
-            label = classes.index(info.path_relative.split("/")[0])
-            yield Example(key=_files.stem(info.path_relative), uri=info.uri, label=label)
-
-    def listing(options):
-        return _files.lines((info.path_relative, info) for info in _files.listed(options.uri, _files.SUFFIXES))
+A whole plug-in stands in _example.py; ``sr3 doctor --example`` prints it.
 """
 
 from collections.abc import Iterable, Mapping

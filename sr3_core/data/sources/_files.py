@@ -2,20 +2,24 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sr3_core import storage
 from sr3_core.config import SplitName
+from sr3_core.data.sources import _tar
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 HeldOut = Literal["val", "test"]
+ARCHIVES = (".zip", *_tar.SUFFIXES)
 
-_FOLDERS: dict[str, SplitName] = {"train": "train", "val": "val", "test": "test"}
+# Ending of a file that holds many images -> its plug-in.
+CONTAINERS = {**dict.fromkeys(ARCHIVES, "archive"), ".parquet": "parquet", ".npz": "stack", ".mdb": "lmdb"}
 _SPLIT_WORDS: dict[str, SplitName] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -38,17 +42,34 @@ def listed(uri: str, suffixes: Collection[str] | None = None, *, pattern: str = 
     uri = storage.absolute(uri)
     storage.check_readable(uri)
     try:
-        files = storage.list_files(uri, suffixes=None if pattern else suffixes)
+        every = storage.list_files(uri)
     except PermissionError as error:
         got = f"{error.filename or uri} cannot be listed"
         raise BadInput(got, "a folder you may list and read", "check access and credentials") from None
     if pattern:
         matches = glob_expression(pattern)
-        files = [info for info in files if matches.fullmatch(info.path_relative)]
+        files = [info for info in every if matches.fullmatch(info.path_relative)]
+    else:
+        files = [info for info in every if suffixes is None or ending(info.path_relative) in suffixes]
     if not files:
         allowed = f"files that match {pattern}" if pattern else f"files that end in {', '.join(suffixes or ('anything',))}"
-        raise BadInput(f"no photo in {uri}", allowed, "check data.options.uri")
+        raise _without(uri, every, allowed)
     return files
+
+
+def ending(path: str) -> str:
+    """The last extension in lower case, with its dot; empty where there is none."""
+    return os.path.splitext(path)[1].lower()
+
+
+def endings(paths: Iterable[str]) -> dict[str, int]:
+    """Ending -> how many of ``paths`` have it, most first; "none" for those without."""
+    return dict(sorted(Counter(ending(path) or "none" for path in paths).items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def container_plugin(path: str) -> str:
+    """The plug-in for a file that holds many images, by its ending; empty for another file."""
+    return next((name for suffix, name in CONTAINERS.items() if path.lower().endswith(suffix)), "")
 
 
 def split_glob(uri: str) -> tuple[str, str]:
@@ -79,9 +100,10 @@ def containers(uri: str, suffixes: tuple[str, ...], pattern: str = "") -> tuple[
         return True, [storage.info(uri)]
     except (IsADirectoryError, FileNotFoundError):  # a store has no folders, only names that begin alike
         pass
-    files = [info for info in listed(uri, pattern=pattern or "**") if info.path_relative.lower().endswith(suffixes)]
+    every = listed(uri, pattern=pattern or "**")
+    files = [info for info in every if info.path_relative.lower().endswith(suffixes)]
     if not files:
-        raise BadInput(f"no such file in {uri}", f"files that end in {', '.join(suffixes)}", "check data.options.uri")
+        raise _without(uri, every, f"files that end in {', '.join(suffixes)}")
     return False, files
 
 
@@ -108,9 +130,9 @@ def stem(path: str) -> str:
 
 
 def first_folder_split(path: str) -> SplitName | None:
-    """The split that the first of several parts of a path names: train, val or test."""
+    """The split that the first of several parts of a path names, in full or as folders of splits are called: ``Validation/a.png``."""
     first, _, rest = path.partition("/")
-    return _FOLDERS.get(first) if rest else None
+    return _SPLIT_WORDS.get(first.lower()) if rest else None
 
 
 def split_in_name(path: str) -> SplitName | None:
@@ -243,6 +265,15 @@ def wrong_layout(uri: str, files: Sequence[storage.FileInfo], layout: str, do: s
 def few(names: Sequence[str]) -> str:
     """The first of many names, for a message."""
     return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")
+
+
+def _without(uri: str, every: Sequence[storage.FileInfo], allowed: str) -> BadInput:
+    """The error for a folder without what is ``allowed``: what it holds instead, and the plug-in that reads that."""
+    found = [f"{name} {count}" for name, count in endings(info.path_relative for info in every).items()]
+    got = f"no photo in {uri}" + (f", but files: {few(found)}" if found else ", which is empty")
+    plugin = next((name for info in every if (name := container_plugin(info.path_relative))), "")
+    names = {"archive": "archive, or webdataset for shards of <key>.<extension>", "": ""}.get(plugin, plugin)
+    return BadInput(got, allowed, f"name another plug-in: {names}" if names else "check the place")
 
 
 def _printable(character: str) -> str:

@@ -1,4 +1,6 @@
-"""Photos in zip and tar archives, read where they lie; a first folder train, val or test is the published split. Nothing is extracted."""
+"""Photos in zip and tar archives, read where they lie; a first folder train, val or test is the published split (as the
+folder plug-in takes it). Nothing is extracted.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +14,6 @@ from sr3_core.data.sources import _files, _tar, _zip
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
 
-ARCHIVES = (".zip", *_tar.SUFFIXES)
 _OUTSIDE = re.compile(r"[/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)
 
 
@@ -24,7 +25,7 @@ class Options(Section):
     """
 
     uri: str
-    suffixes: tuple[str, ...] = (*_files.SUFFIXES, ".npy")
+    suffixes: tuple[str, ...] = _files.SUFFIXES
     glob: str = ""
 
     @model_validator(mode="before")
@@ -52,7 +53,7 @@ def read(options: Options, example: Example) -> bytes:
 
 def _items(options: Options) -> list[_files.Listed]:
     found: list[_files.Listed] = []
-    single, archives = _files.containers(options.uri, ARCHIVES, options.glob)
+    single, archives = _files.containers(options.uri, _files.ARCHIVES, options.glob)
     for info in archives:
         members = _zip.members(info) if info.uri.lower().endswith(".zip") else _tar.members(info)
         above = "" if single else f"{_files.stem(info.path_relative).removesuffix('.tar')}/"

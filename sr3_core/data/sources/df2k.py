@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from pydantic import model_validator
+
 from sr3_core import storage
 from sr3_core.config import Section
 from sr3_core.data.sources import _files
@@ -25,6 +27,12 @@ class Options(Section):
     flickr2k_test: tuple[int, int] | None = (1, 1000)
     div2k_numbers: tuple[int, int] = (1, 900)
     flickr2k_numbers: tuple[int, int] = (1, flickr2k_source.LAST)
+
+    @model_validator(mode="after")
+    def _both_are_somewhere(self) -> "Options":
+        if not self.uri and not (self.div2k and self.flickr2k):
+            raise ValueError("no uri, which holds both, nor div2k and flickr2k, where each lies")
+        return self
 
 
 def examples(options: Options) -> Iterator[Example]:

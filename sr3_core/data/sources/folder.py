@@ -1,4 +1,6 @@
-"""Any folder of photos at any fsspec URI, at any depth or by a pattern; a first folder train, val or test is the published split."""
+"""Any folder of photos at any fsspec URI, at any depth or by a pattern; a first folder train, val, test (or training, validation, dev,
+testing; case does not count) is the published split.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -39,8 +41,13 @@ def examples(options: Options) -> Iterator[Example]:
 
 
 def listing(options: Options) -> str:
-    """``path size stamp`` a line."""
-    return _files.lines((info.path_relative, info) for info in _listed(options))
+    """``path size stamp`` a line, and the split where the path says it in another word."""
+    lines: list[str] = []
+    for info in _listed(options):
+        split = _files.first_folder_split(info.path_relative)
+        told = [split] if split and not info.path_relative.startswith(f"{split}/") else []
+        lines.append(_files.line(info.path_relative, info.size, info.stamp, *told))
+    return "\n".join(lines)
 
 
 def _listed(options: Options) -> list[storage.FileInfo]:

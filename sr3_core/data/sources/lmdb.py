@@ -5,8 +5,10 @@ Its ``lr_`` and ``sr_`` values are made anew by prepare and not read. LMDB maps 
 
 import os
 import re
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sr3_core import storage
@@ -41,7 +43,7 @@ def listing(options: Options) -> str:
 
 def read(options: Options, example: Example) -> bytes:
     """The value. Raises FileNotFoundError for a key that is not there."""
-    with _kept.get(example.container, example.place).begin() as transaction:
+    with _kept.transaction(example.container, example.place) as transaction:
         value = transaction.get(example.member.encode())
     if value is None:
         raise FileNotFoundError(example.uri)
@@ -63,7 +65,7 @@ def items(options: Options) -> list[_files.Listed]:
         raise BadInput(f"no {FILE} in {uri}", f"a folder with {FILE}", "mend data.options.uri")
     info = storage.info(uri if uri.endswith(".mdb") else os.path.join(uri, FILE))
     place = f"{info.size} {info.stamp}"
-    with _kept.get(uri, place).begin() as transaction:
+    with _kept.transaction(uri, place) as transaction:
         length = transaction.get(b"length")
         keys = [bytes(key) for key in transaction.cursor().iternext(keys=True, values=False)]
     _kept.close()
@@ -92,24 +94,32 @@ def items(options: Options) -> list[_files.Listed]:
 
 
 class _Kept:
-    """The environment that the last read used, open: the library allows no file to be opened twice in a process."""
+    """The environment that the last read used, open: the library allows no file to be opened twice in a process.
+
+    One thread at a time: no other may close it, or open it once more, while it is read.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
         self._of: tuple[str, str] = ("", "")
         self._environment: Any = None
 
-    def get(self, uri: str, place: str) -> Any:
-        """The environment at ``uri`` in the state that ``place`` names."""
-        if self._of != (uri, place):
-            self.close()
-            self._environment = _open(uri)
-            self._of = (uri, place)
-        return self._environment
+    @contextmanager
+    def transaction(self, uri: str, place: str) -> Generator[Any, None, None]:
+        """A transaction on the environment at ``uri`` in the state that ``place`` names."""
+        with self._lock:
+            if self._of != (uri, place):
+                self.close()
+                self._environment = _open(uri)
+                self._of = (uri, place)
+            with self._environment.begin() as transaction:
+                yield transaction
 
     def close(self) -> None:
-        if self._environment is not None:
-            self._environment.close()
-        self._of, self._environment = ("", ""), None
+        with self._lock:
+            if self._environment is not None:
+                self._environment.close()
+            self._of, self._environment = ("", ""), None
 
 
 _kept = _Kept()

@@ -19,13 +19,13 @@ from sr3_core.errors import BadImage, BadInput
 class Options(Section):
     """``uri``: a parquet file, a folder of them, or a pattern; ``glob``: as the folder plug-in's.
 
-    ``image`` and ``label``: the columns; a label column that is not there means no labels, and "" looks for none. ``attributes``: columns
+    ``image`` and ``label``: the columns; a label column that is not there means no labels, and null looks for none. ``attributes``: columns
     to keep with each sample. ``split``: of all inputs; None: a word in the file's name or folder (``train-00000-of-00002.parquet``).
     """
 
     uri: str
     image: str = "image"
-    label: str = "label"
+    label: str | None = "label"
     attributes: tuple[str, ...] = ()
     split: SplitName | None = None
     glob: str = ""
@@ -75,7 +75,7 @@ def _key(info: storage.FileInfo, row: int) -> str:
 
 def _example(info: storage.FileInfo, row: int, options: Options, described: Mapping[str, list[Any]]) -> Example:
     split = options.split or _files.split_in_name(info.path_relative)
-    label = described[options.label][row] if options.label in described else None
+    label = described[options.label][row] if options.label and options.label in described else None
     attributes = {name: described[name][row] for name in options.attributes}
     reason = "" if label is None or label >= 0 else "negative label"  # how such sets mark a test row
     place = f"{info.size} {info.stamp}"
@@ -91,11 +91,11 @@ def _described(info: storage.FileInfo, options: Options) -> dict[str, list[Any]]
         for name in options.attributes:
             if name not in names:
                 raise BadInput(f"no column {name} in {info.uri}", _files.few(names), "mend data.options.attributes")
-        has_label = options.label in names
-        if has_label and not pyarrow.types.is_integer(file.schema_arrow.field(options.label).type):
-            got = f"column {options.label} of {file.schema_arrow.field(options.label).type} in {info.uri}"
-            raise BadInput(got, "whole numbers", "set data.options.label to another column, or to '' for none")
-        wanted = [*options.attributes, *([options.label] if has_label else [])]
+        label = options.label if options.label in names else ""
+        if label and not pyarrow.types.is_integer(file.schema_arrow.field(label).type):
+            got = f"column {label} of {file.schema_arrow.field(label).type} in {info.uri}"
+            raise BadInput(got, "whole numbers", "set data.options.label to another column, or to null for none")
+        wanted = [*options.attributes, *([label] if label else [])]
         return {name: file.read(columns=[name])[name].to_pylist() for name in wanted}
 
 

@@ -14,7 +14,7 @@ from sr3_core.data.sources import _files, _tar
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
 
-PICTURES = frozenset(suffix[1:] for suffix in (*_files.SUFFIXES, ".npy"))
+PICTURES = frozenset(suffix[1:] for suffix in _files.SUFFIXES)
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # as the webdataset library parts a name: at the first dot after the folder
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -23,13 +23,13 @@ class Options(Section):
     """``uri``: a shard, a folder of shards, a pattern, or the library's braces (``gs://b/train-{000000..000146}.tar``; each must be there).
 
     ``extension``: of the image (``jpg``, ``1024.png``), needed where a sample has several. ``label``: the extension of a member with the
-    class as a number. ``attributes``: fields of the sample's ``.json`` to keep with it. ``split``: of all inputs; None: a word in the
-    shard's name or folder (``train-000000.tar``). ``glob``: as the folder plug-in's.
+    class as a number; null looks for none. ``attributes``: fields of the sample's ``.json`` to keep with it. ``split``: of all inputs;
+    None: a word in the shard's name or folder (``train-000000.tar``). ``glob``: as the folder plug-in's.
     """
 
     uri: str
     extension: str = ""
-    label: str = "cls"
+    label: str | None = "cls"
     attributes: tuple[str, ...] = ()
     split: SplitName | None = None
     glob: str = ""
@@ -103,13 +103,13 @@ def _sample(key: str, members: Mapping[str, _tar.Member], info: storage.FileInfo
         images = [extension for extension in members if extension.rpartition(".")[2] in PICTURES]
     if len(images) > 1:
         got = f"sample {key} of {info.uri} with images {', '.join(sorted(images))}"
-        raise BadInput(got, "one, or data.options.extension", f"set data.options.extension={max(images)}")
+        raise BadInput(got, "one, or data.options.extension", "set data.options.extension to one of them")
     split = options.split or _files.split_in_name(info.path_relative)
     if not images:
         detail = f"members: {', '.join(sorted(members))}"
         return _files.Listed(Example(name, f"{info.uri}#{key}", split, member=key, reason="no image in the sample", detail=detail), info)
     image = members[images[0]]
-    label, reason = _label(members.get(options.label))
+    label, reason = _label(members.get(options.label or ""))
     attributes, bad = _attributes(members.get("json"), options)
     reason = {"file": "", "link": "link", "other": "not a file"}[image.kind] or reason or bad
     example = Example(name, f"{info.uri}#{image.name}", split, label, attributes, image.name, image.place, reason)

@@ -5,6 +5,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,15 @@ def test_lmdb_values_sizes_and_holes(photos: Path, tmp_path: Path) -> None:
     assert read("lmdb", only, **options) == contents(photos)[5] and not rest
 
 
+def test_an_lmdb_is_read_by_several_threads(photos: Path, tmp_path: Path) -> None:
+    options = source_trees.lmdb(photos, tmp_path / "db")
+    found = listed("lmdb", **options)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            listed("lmdb", **options)  # closes the file: the threads meet it closed
+            assert list(pool.map(lambda example: read("lmdb", example, **options), found)) == contents(photos)
+
+
 def test_celebahq_from_an_lmdb(photos: Path, tmp_path: Path) -> None:
     options = {**source_trees.lmdb(photos, tmp_path / "db"), "numbers": [0, 13]}
     found = listed("celebahq", **options)
@@ -324,7 +334,7 @@ def test_parquet_of_plain_bytes_and_rows_without_them(photos: Path, tmp_path: Pa
     assert refused("parquet", uri=str(tmp_path / "a.parquet")) == {"a/00000001": "no bytes in the row", "a/00000002": "negative label"}
     pyarrow.parquet.write_table(pyarrow.table({"picture": data[:2], "author": ["A", "B"], "label": ["x", "y"]}), tmp_path / "b.parquet")
     uri = str(tmp_path / "b.parquet")
-    found = listed("parquet", uri=uri, image="picture", label="", attributes=["author"])
+    found = listed("parquet", uri=uri, image="picture", label=None, attributes=["author"])
     assert [(read("parquet", example, uri=uri, image="picture"), example.attributes) for example in found] == [
         (data[0], {"author": "A"}),
         (data[1], {"author": "B"}),

@@ -61,6 +61,38 @@ def test_the_folder_of_a_pattern_is_the_source(place: str) -> None:
         keys(uri=f"{place}/**/*.gif")
 
 
+def test_first_folders_that_name_a_split_in_other_words(place: str) -> None:
+    module = plugins.load("data.sources", "folder")
+    before = module.listing(module.Options(uri=place))
+    for name in ("Training/h.png", "validation/i.png", "testing/j.png", "trainers/k.png"):
+        storage.write_bytes(storage.join(place, name), b"x")
+    splits = {example.key: example.split for example in module.examples(module.Options(uri=place)) if "/" in example.key}
+    assert splits == {
+        "Training/h": "train", "validation/i": "val", "testing/j": "test", "trainers/k": None, "train/g": "train", "deep/c": None,
+        "deep/er/d": None, "deep/er/e": None,
+    }  # fmt: skip
+    listing = module.listing(module.Options(uri=place)).splitlines()
+    assert [line for line in listing if not line.startswith(("Training", "validation", "testing", "trainers"))] == before.splitlines()
+    assert [line.split("\t")[-1] for line in listing if line.startswith(("Training", "validation"))] == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ((), "which is empty; allowed: files that end in .jpg"),
+        (("a.txt", "b.TXT", "c"), "but files: .txt 2, none 1; allowed: .*; do: check the place"),
+        (("data/train-0.parquet", "README.md"), "do: name another plug-in: parquet"),
+        (("000.tar", "001.tar"), "do: name another plug-in: archive, or webdataset for shards of <key>.<extension>"),
+        (("data.mdb", "lock.mdb"), "do: name another plug-in: lmdb"),
+    ],
+)
+def test_a_folder_without_photos_says_what_it_holds_and_who_reads_that(files: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    for name in files:
+        storage.write_bytes(str(tmp_path / name), b"x")
+    with pytest.raises(BadInput, match=says):
+        keys(uri=str(tmp_path))
+
+
 def test_a_folder_that_is_really_called_so(tmp_path: Path) -> None:
     (tmp_path / "what?").mkdir()
     (tmp_path / "what?" / "a.png").write_bytes(b"x")
