@@ -78,8 +78,25 @@ def cut(photo: Pixels, crop: Crop) -> Pixels:
     return photo[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
 
 
-def pyramid(photo: Pixels, crop: Crop, data: Data) -> Mapping[int, Pixels]:
+def shrink(height: int, width: int, data: Data) -> int:
+    """At what part of its size a JPEG may be decoded: 1, or with ``data.decoding`` fast the largest of 2, 4 and 8 at which every pixel
+    of the largest level is still the mean of whole blocks of at least 2 x 2: sizes and edges of the cut are divided without a rest."""
+    level = data.levels[-1]
+    if data.decoding == "exact" or min(height, width) < level:
+        return 1
+    (crop,) = crops(height, width, data)
+    edges, sides = (height, width, crop.top, crop.left), (crop.height, crop.width)
+
+    def fits(factor: int) -> bool:
+        return all(edge % factor == 0 for edge in edges) and all(side % (factor * level) == 0 and side > factor * level for side in sides)
+
+    return max(factor for factor in (1, 2, 4, 8) if factor == 1 or fits(factor))
+
+
+def pyramid(photo: Pixels, crop: Crop, data: Data, *, shrunk: int = 1) -> Mapping[int, Pixels]:
     """Level -> (h, w, C) of one crop of an upright (H, W, C) photo, every level up to the largest it reaches; sizes by ``level_size``.
+
+    ``shrunk``: ``photo`` was decoded at that part of the size that ``crop`` is said for.
 
     The largest is made from the crop by area averaging; every other one from the next larger level, rounded to integers, by
     ``data.degradation``, so that each stage of a cascade meets the low image that the stage before it was asked for.
@@ -88,7 +105,8 @@ def pyramid(photo: Pixels, crop: Crop, data: Data) -> Mapping[int, Pixels]:
     top = top_level(height, width, data)
     if top is None:
         raise ValueError(f"a photo of {height} x {width} reaches none of the levels {list(data.levels)}")
-    made: dict[int, Pixels] = {top: images.resize(cut(photo, crop), level_size(height, width, top, data), "box")}
+    there = Crop(crop.top // shrunk, crop.left // shrunk, crop.height // shrunk, crop.width // shrunk)
+    made: dict[int, Pixels] = {top: images.resize(cut(photo, there), level_size(height, width, top, data), "box")}
     above = top
     for level in reversed([level for level in data.levels if level < top]):
         made[level] = images.resize(made[above], level_size(height, width, level, data), data.degradation)

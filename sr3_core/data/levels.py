@@ -19,17 +19,23 @@ Files = Mapping[int, tuple[str, bytes]]  # level -> (extension, content), ascend
 Place = list[Any]  # [offset, crc32, [[level, extension, bytes], ...]] of one crop's files, which follow each other; plain JSON
 
 
+def decoded(source: bytes, data: Data) -> tuple[images.Header, images.Array]:
+    """A file as the set takes it: smaller than its header says where ``data.decoding`` is fast and the photo large. Raises BadImage."""
+    header = images.header(source)
+    return header, images.decode(source, channels=data.channels, bits=data.bits, shrink=_shrink(header, data))
+
+
 def encoded(
     source: bytes, photo: images.Array, crop: degrade.Crop, data: Data, *, corrupt: str | None = None
 ) -> tuple[Files, dict[str, Any]]:
-    """The files of one crop of ``source``, decoded as ``photo``, and what was drawn for them.
+    """The files of one crop of ``source``, which ``decoded`` gave as ``photo``, and what was drawn for them.
 
     The source's own bytes where they are the level already; JPEG for the largest level alone. ``corrupt``: the key of a held-out sample
     of a set with ``data.corruption``, whose lowest image is corrupted by draws from its key; a training sample keeps the plain one,
     since the loader draws anew for every sample of the stream.
     """
     header = images.header(source)
-    made = dict(degrade.pyramid(photo, crop, data))
+    made = dict(degrade.pyramid(photo, crop, data, shrunk=_shrink(header, data)))
     whole = {level for level, pixels in made.items() if (header.height, header.width) == pixels.shape[:2]}
     lowest, lossless = data.levels[0], images.lossless(data.channels, data.bits)
     files: dict[int, tuple[str, bytes]] = {}
@@ -94,6 +100,10 @@ def kept(uri: str, place: Place) -> Files | None:
         files[level] = (extension, content[start : start + size])
         start += size
     return files
+
+
+def _shrink(header: images.Header, data: Data) -> int:
+    return degrade.shrink(header.height, header.width, data) if header.format == "JPEG" else 1
 
 
 def _encoded(pixels: images.Array, codec: config.Codec, lossless: images.Format, *, largest: bool) -> tuple[images.Format, bytes]:

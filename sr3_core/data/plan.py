@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from sr3_core import images
 from sr3_core.config import Data, SplitName
-from sr3_core.data import near, reading
+from sr3_core.data import levels, near, reading
 from sr3_core.data.degrade import Crop, crops, cut, detail, top_level
 from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
@@ -159,8 +159,7 @@ def look(example: Example, data: Data) -> tuple[Photo, tuple[bytes, images.Array
         return _refused(photo, example.reason, example.detail), None
     try:
         content = reading.read(data, example)
-        array = images.decode(content, channels=data.channels, bits=data.bits)
-        profile = images.header(content).profile
+        header, array = levels.decoded(content, data)
     except FileNotFoundError:
         return _refused(photo, "missing", "it was listed, but is not there"), None
     except IsADirectoryError:
@@ -176,10 +175,10 @@ def look(example: Example, data: Data) -> tuple[Photo, tuple[bytes, images.Array
     seen = replace(
         photo,
         content_hash=hashlib.sha256(content).hexdigest(),
-        height=array.shape[0],
-        width=array.shape[1],
+        height=header.height,
+        width=header.width,
         flat=flat,
-        profile=profile if profile in ("other", "broken") else "",
+        profile=header.profile if header.profile in ("other", "broken") else "",
         near_hash="" if data.near_duplicates is None else images.perceptual_hash(array),
     )
     return seen, (content, array)

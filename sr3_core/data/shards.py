@@ -206,7 +206,7 @@ def _write_tar(local: Path, task: ShardTask) -> list[dict[str, Any]]:
             if files is None:
                 if before is None or before[0] != sample.photo.uri:
                     source = _unchanged(sample.photo, data)
-                    before = (sample.photo.uri, source, images.decode(source, channels=data.channels, bits=data.bits))
+                    before = (sample.photo.uri, source, levels.decoded(source, data)[1])
                 files, drawn = levels.encoded(*before[1:], sample.crop, data, corrupt=sample.key if corrupts else None)
             placed: dict[str, list[Any]] = {}
             for level, (extension, content) in files.items():
