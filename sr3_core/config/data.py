@@ -21,7 +21,7 @@ class Codec(Section):
 
     ``png`` and ``webp`` (a fifth smaller, in less than half the time) are lossless; JPEG XL is not offered, since Pillow, with which every
     reader of the shards decodes, does not know it. What PNG cannot hold (2 channels, more than 4, 16 bits of more than 1) is stored in
-    numpy's format. ``min_psnr``: the quality of a JPEG is raised until it decodes to so many dB at least; PNG where 100 does not reach them.
+    numpy's format. ``min_psnr``: the quality of a JPEG is raised until it decodes to so many dB at least; PNG where 100 does not.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("min_psnr",)
