@@ -165,7 +165,7 @@ def warnings(content: Mapping[str, Any]) -> list[str]:
         line = f"{refused} of {inputs['looked_at']} inputs cannot be used ({_named_counts(reasons)})"
         lines.append(line + ("; fetch what is missing, or narrow data.options" if MISSING in reasons else ""))
     if unread := {name: count for name, count in content["other_files"].items() if name in OTHER_PICTURES}:
-        lines.append(f"pictures of formats that are not read: {_named_counts(unread)}; convert them to PNG or TIFF")
+        lines.append(f"pictures with endings that are no inputs: {_named_counts(unread)}; convert them to PNG or TIFF")
     if enlarged := content["enlarged"]["inputs"]:
         share = f"enlarged or soft: {len(enlarged)} of {good} photos have fewer details than pixels"
         lines.append(share + ("; train at a smaller level or leave them out" if len(enlarged) >= MANY_SHARE * good else ""))

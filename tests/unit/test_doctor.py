@@ -298,7 +298,7 @@ def test_files_that_are_no_inputs_are_counted(folder: Path) -> None:
         (folder / name).write_bytes(b"x")
     content = examine(folder)
     assert content["other_files"] == {".heic": 2, ".cr2": 1, ".txt": 1, "none": 1} and content["inputs"]["listed"] == 6
-    assert content["verdict"]["warnings"] == ["pictures of formats that are not read: .heic 2, .cr2 1; convert them to PNG or TIFF"]
+    assert content["verdict"]["warnings"] == ["pictures with endings that are no inputs: .heic 2, .cr2 1; convert them to PNG or TIFF"]
     assert "other files, which are no inputs: .heic 2, .cr2 1, .txt 1, none 1" in doctor_page.text(content, verbose=False)
 
 

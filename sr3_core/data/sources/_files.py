@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pydantic import AfterValidator, model_validator
+
 from sr3_core import storage
 from sr3_core.config import SplitName
 from sr3_core.data.sources import _tar
@@ -84,12 +86,15 @@ def split_glob(uri: str) -> tuple[str, str]:
     return "/".join(parts[:first]) or ("/" if uri.startswith("/") else "."), "/".join(parts[first:])
 
 
-def with_glob(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_glob(cls: type[Any], values: Any) -> Any:
     """Options as they are given, with a pattern in ``uri`` parted into ``uri`` and ``glob``."""
-    if not isinstance(values.get("uri"), str) or values.get("glob"):
+    if not isinstance(values, Mapping) or not isinstance(values.get("uri"), str) or values.get("glob"):
         return values
     uri, glob = split_glob(values["uri"])
     return {**values, "uri": uri, "glob": glob}
+
+
+split_uri = model_validator(mode="before")(_with_glob)  # for Options with ``uri`` and ``glob``
 
 
 def containers(uri: str, suffixes: tuple[str, ...], pattern: str = "") -> tuple[bool, list[storage.FileInfo]]:
@@ -213,11 +218,15 @@ def beside(uri: str, name: str) -> str:
     return storage.absolute(name if "://" in name or os.path.isabs(name) else storage.join(storage.absolute(uri), name))
 
 
-def check_numbers(numbers: Sequence[int], name: str, allowed: tuple[int, int]) -> None:
-    """ValueError, for a validator, unless ``numbers`` are (first, last) within ``allowed``."""
-    first, last = numbers
-    if not allowed[0] <= first <= last <= allowed[1]:
-        raise ValueError(f"{name} {[first, last]} must be [first, last] within {list(allowed)}")
+def within(least: int, most: int) -> AfterValidator:
+    """For an option that is (first, last): both in ``least`` .. ``most``, in order."""
+
+    def check(numbers: tuple[int, int]) -> tuple[int, int]:
+        if not least <= numbers[0] <= numbers[1] <= most:
+            raise ValueError(f"{list(numbers)} must be [first, last] within {[least, most]}")
+        return numbers
+
+    return AfterValidator(check)
 
 
 def table(uri: str, allowed: str) -> list[list[str]]:
@@ -272,8 +281,8 @@ def _without(uri: str, every: Sequence[storage.FileInfo], allowed: str) -> BadIn
     found = [f"{name} {count}" for name, count in endings(info.path_relative for info in every).items()]
     got = f"no photo in {uri}" + (f", but files: {few(found)}" if found else ", which is empty")
     plugin = next((name for info in every if (name := container_plugin(info.path_relative))), "")
-    names = {"archive": "archive, or webdataset for shards of <key>.<extension>", "": ""}.get(plugin, plugin)
-    return BadInput(got, allowed, f"name another plug-in: {names}" if names else "check the place")
+    names = {"archive": "archive (or, for shards of <key>.<extension>, webdataset)"}.get(plugin, plugin)
+    return BadInput(got, allowed, f"name another plug-in, as sr3 doctor {names} --set uri=..." if names else "check the place")
 
 
 def _printable(character: str) -> str:

@@ -1,6 +1,7 @@
 """CelebA, aligned and cropped: img_align_celeba/000001.jpg .. 202599.jpg with the published partition, and identities where asked for."""
 
 from collections.abc import Iterator
+from typing import Annotated
 
 from sr3_core import storage
 from sr3_core.config import Section, SplitName
@@ -9,6 +10,7 @@ from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
 
 PHOTOS = "img_align_celeba"
+LAST = 202_599
 
 
 class Options(Section):
@@ -23,7 +25,7 @@ class Options(Section):
     uri: str
     partition: str = "list_eval_partition.txt"
     identity: str = ""
-    numbers: tuple[int, int] = (1, 202_599)
+    numbers: Annotated[tuple[int, int], _files.within(1, LAST)] = (1, LAST)
 
 
 def examples(options: Options) -> Iterator[Example]:

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from sr3_core import storage
 from sr3_core.config import Section, SplitName
@@ -15,6 +15,7 @@ from sr3_core.errors import BadInput
 
 LAST = 29_999
 LAST_TRAINING = 26_999
+Numbers = Annotated[tuple[int, int], _files.within(0, LAST)]
 _NAME = re.compile(r"(?:.*/)?(?:imgHQ|img)?(?P<number>\d{1,6})\.[A-Za-z]+")
 _SIZED = re.compile(r"data(\d+)x\1")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".npy")
@@ -32,19 +33,13 @@ class Options(Section):
 
     uri: str
     folder: str = ""
-    resolution: int | None = None
-    numbers: tuple[int, int] = (0, LAST)
+    resolution: int | None = Field(default=None, ge=1)
+    numbers: Numbers = (0, LAST)
     split: Literal["27k", "celeba", "lists"] = "27k"
     held_out: _files.HeldOut = "val"
     mapping: str = "CelebA-HQ-to-CelebA-mapping.txt"
     partition: str = "list_eval_partition.txt"
     lists: dict[SplitName, str] = Field(default={})
-
-    @field_validator("numbers")
-    @classmethod
-    def _in_order(cls, numbers: tuple[int, int]) -> tuple[int, int]:
-        _files.check_numbers(numbers, "numbers", (0, LAST))
-        return numbers
 
 
 def examples(options: Options) -> Iterator[Example]:

@@ -24,9 +24,9 @@ class Options(Section):
     uri: str = ""
     div2k: str = ""
     flickr2k: str = ""
-    flickr2k_test: tuple[int, int] | None = (1, 1000)
-    div2k_numbers: tuple[int, int] = (1, 900)
-    flickr2k_numbers: tuple[int, int] = (1, flickr2k_source.LAST)
+    flickr2k_test: flickr2k_source.Numbers | None = (1, 1000)
+    div2k_numbers: div2k_source.Numbers = (1, div2k_source.LAST)
+    flickr2k_numbers: flickr2k_source.Numbers = (1, flickr2k_source.LAST)
 
     @model_validator(mode="after")
     def _both_are_somewhere(self) -> "Options":

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterator
 from functools import partial
-
-from pydantic import field_validator
+from typing import Annotated
 
 from sr3_core import storage
 from sr3_core.config import Section
@@ -12,6 +11,8 @@ from sr3_core.data.sources import _files
 from sr3_core.data.sources._base import Example
 
 PARTS = {"DIV2K_train_HR": (1, 800), "DIV2K_valid_HR": (801, 900)}
+LAST = 900
+Numbers = Annotated[tuple[int, int], _files.within(1, LAST)]
 LICENCE = "DIV2K: academic research purpose only; the photos' authors keep their rights"
 
 
@@ -23,14 +24,8 @@ class Options(Section):
     """
 
     uri: str
-    numbers: tuple[int, int] = (1, 900)
+    numbers: Numbers = (1, LAST)
     held_out: _files.HeldOut = "val"
-
-    @field_validator("numbers")
-    @classmethod
-    def _in_order(cls, numbers: tuple[int, int]) -> tuple[int, int]:
-        _files.check_numbers(numbers, "numbers", (1, 900))
-        return numbers
 
 
 def examples(options: Options) -> Iterator[Example]:

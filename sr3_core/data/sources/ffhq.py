@@ -4,9 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
-
-from pydantic import field_validator
+from typing import Annotated, Any
 
 from sr3_core import storage
 from sr3_core.config import Section
@@ -17,6 +15,7 @@ from sr3_core.errors import BadInput
 FOLDERS = ("images1024x1024", "thumbnails128x128", "")  # as published; the last: the numbered files lie in ``uri`` itself
 LAST_TRAINING = 59_999
 LAST = 69_999
+Numbers = Annotated[tuple[int, int], _files.within(0, LAST)]
 JSON = "ffhq-dataset-v2.json"
 
 
@@ -29,15 +28,9 @@ class Options(Section):
     """
 
     uri: str
-    numbers: tuple[int, int] = (0, LAST)
+    numbers: Numbers = (0, LAST)
     held_out: _files.HeldOut = "val"
     metadata: str = ""
-
-    @field_validator("numbers")
-    @classmethod
-    def _in_order(cls, numbers: tuple[int, int]) -> tuple[int, int]:
-        _files.check_numbers(numbers, "numbers", (0, LAST))
-        return numbers
 
 
 def examples(options: Options) -> Iterator[Example]:

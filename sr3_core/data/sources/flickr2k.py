@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterator
-
-from pydantic import field_validator
+from typing import Annotated
 
 from sr3_core import storage
 from sr3_core.config import Section
@@ -11,6 +10,7 @@ from sr3_core.data.sources import _files
 from sr3_core.data.sources._base import Example
 
 LAST = 2650
+Numbers = Annotated[tuple[int, int], _files.within(1, LAST)]
 FOLDERS = ("Flickr2K/Flickr2K_HR", "Flickr2K_HR", "")  # the last: the numbered files lie in ``uri`` itself
 
 
@@ -23,16 +23,9 @@ class Options(Section):
     """
 
     uri: str
-    numbers: tuple[int, int] = (1, LAST)
-    test: tuple[int, int] | None = (1, 1000)
-    val: tuple[int, int] | None = None
-
-    @field_validator("numbers", "test", "val")
-    @classmethod
-    def _in_order(cls, numbers: tuple[int, int] | None) -> tuple[int, int] | None:
-        if numbers is not None:
-            _files.check_numbers(numbers, "numbers", (1, LAST))
-        return numbers
+    numbers: Numbers = (1, LAST)
+    test: Numbers | None = (1, 1000)
+    val: Numbers | None = None
 
 
 def examples(options: Options) -> Iterator[Example]:

@@ -2,10 +2,7 @@
 testing; case does not count) is the published split.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-from pydantic import model_validator
+from collections.abc import Iterator
 
 from sr3_core import storage
 from sr3_core.config import Section
@@ -27,10 +24,7 @@ class Options(Section):
     suffixes: tuple[str, ...] = SUFFIXES
     glob: str = ""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _split_uri(cls, values: Any) -> Any:
-        return _files.with_glob(values) if isinstance(values, Mapping) else values
+    _split_uri = _files.split_uri
 
 
 def examples(options: Options) -> Iterator[Example]:

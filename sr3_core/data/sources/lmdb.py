@@ -11,6 +11,8 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import Field
+
 from sr3_core import storage
 from sr3_core.config import Section
 from sr3_core.data.sources import _files
@@ -27,7 +29,7 @@ class Options(Section):
     """
 
     uri: str
-    resolution: int | None = None
+    resolution: int | None = Field(default=None, ge=1)
 
 
 def examples(options: Options) -> Iterator[Example]:

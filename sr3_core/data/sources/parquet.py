@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
-from pydantic import model_validator
 
 from sr3_core import storage
 from sr3_core.config import Section, SplitName
@@ -30,10 +29,7 @@ class Options(Section):
     split: SplitName | None = None
     glob: str = ""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _split_uri(cls, values: Any) -> Any:
-        return _files.with_glob(values) if isinstance(values, Mapping) else values
+    _split_uri = _files.split_uri
 
 
 def examples(options: Options) -> Iterator[Example]:

@@ -2,12 +2,11 @@
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-from pydantic import model_validator
 
 from sr3_core import storage
 from sr3_core.config import Section
@@ -29,10 +28,7 @@ class Options(Section):
     axes: _arrays.Axes | None = None
     glob: str = ""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _split_uri(cls, values: Any) -> Any:
-        return _files.with_glob(values) if isinstance(values, Mapping) else values
+    _split_uri = _files.split_uri
 
 
 def examples(options: Options) -> Iterator[Example]:

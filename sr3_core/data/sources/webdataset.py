@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import model_validator
-
 from sr3_core import storage
 from sr3_core.config import Section, SplitName
 from sr3_core.data.sources import _files, _tar
@@ -34,10 +32,7 @@ class Options(Section):
     split: SplitName | None = None
     glob: str = ""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _split_uri(cls, values: Any) -> Any:
-        return _files.with_glob(values) if isinstance(values, Mapping) else values
+    _split_uri = _files.split_uri
 
 
 def examples(options: Options) -> Iterator[Example]:

@@ -81,9 +81,12 @@ def test_first_folders_that_name_a_split_in_other_words(place: str) -> None:
     [
         ((), "which is empty; allowed: files that end in .jpg"),
         (("a.txt", "b.TXT", "c"), "but files: .txt 2, none 1; allowed: .*; do: check the place"),
-        (("data/train-0.parquet", "README.md"), "do: name another plug-in: parquet"),
-        (("000.tar", "001.tar"), "do: name another plug-in: archive, or webdataset for shards of <key>.<extension>"),
-        (("data.mdb", "lock.mdb"), "do: name another plug-in: lmdb"),
+        (("data/train-0.parquet", "README.md"), "do: name another plug-in, as sr3 doctor parquet --set uri="),
+        (
+            ("000.tar", "001.tar"),
+            "do: name another plug-in, as sr3 doctor archive .or, for shards of <key>.<extension>, webdataset. --set uri=",
+        ),
+        (("data.mdb", "lock.mdb"), "do: name another plug-in, as sr3 doctor lmdb --set uri="),
     ],
 )
 def test_a_folder_without_photos_says_what_it_holds_and_who_reads_that(files: tuple[str, ...], says: str, tmp_path: Path) -> None:

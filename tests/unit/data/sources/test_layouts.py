@@ -113,10 +113,29 @@ def test_df2k_is_both(photos: Path, tmp_path: Path) -> None:
     assert len(examples("df2k", photos, tmp_path, **apart)) == 13
 
 
-@pytest.mark.parametrize("numbers", [[803, 797], [0, 5], [1, 901]])
-def test_numbers_out_of_order_or_range(photos: Path, tmp_path: Path, numbers: list[int]) -> None:
-    with pytest.raises(BadInput, match=r"data\.options\.numbers"):
-        examples("div2k", photos, tmp_path, numbers=numbers)
+@pytest.mark.parametrize(
+    ("name", "option", "numbers"),
+    [
+        ("div2k", "numbers", [803, 797]),
+        ("div2k", "numbers", [0, 5]),
+        ("div2k", "numbers", [1, 901]),
+        ("ffhq", "numbers", [0, 70_000]),
+        ("celebahq", "numbers", [-1, 5]),
+        ("celeba_aligned", "numbers", [0, 5]),
+        ("flickr2k", "val", [1, 2651]),
+        ("df2k", "div2k_numbers", [1, 901]),
+        ("df2k", "flickr2k_numbers", [5, 1]),
+        ("df2k", "flickr2k_test", [0, 1]),
+    ],
+)
+def test_numbers_out_of_order_or_range(photos: Path, tmp_path: Path, name: str, option: str, numbers: list[int]) -> None:
+    with pytest.raises(BadInput, match=rf"data\.options\.{option}: \{numbers} must be \[first, last\] within"):
+        examples(name, photos, tmp_path, **{option: numbers})
+
+
+def test_df2k_needs_a_place_for_both(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no uri, which holds both"):
+        examples("df2k", photos, tmp_path, uri="", div2k=str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["mvtb", "ffhq", "celebahq", "celeba_aligned", "div2k", "flickr2k", "df2k", "imagenet"])
