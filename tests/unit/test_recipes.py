@@ -12,7 +12,7 @@ from sr3_core.diffusion.guard import Ranges
 from sr3_core.errors import BadInput
 
 NAMES = config.recipe_names()
-# millions of parameters of a stage: as published, and how far a rebuild may be from it
+# millions of parameters of a stage: as published or counted, and how far a rebuild may be from it
 PUBLISHED = {
     ("paper_16_128", "sr"): (550, 0.025),
     ("paper_64_256", "sr"): (625, 0.025),
@@ -20,9 +20,14 @@ PUBLISHED = {
     ("paper_256_1024", "sr"): (150, 0.025),
     ("cascade_1024", "sr256"): (625, 0.025),
     ("cascade_1024", "sr1024"): (150, 0.025),
-    ("janspiry_sr3_16_128", "sr"): (97.8, 0.001),  # counted in that code's own network, as the next two
+    ("janspiry_sr3_16_128", "sr"): (97.81, 0.001),  # counted in the networks of those codes, as the next five
     ("janspiry_sr3_64_512", "sr"): (155.3, 0.001),
     ("janspiry_ddpm_16_128", "sr"): (26.45, 0.001),
+    ("janspiry_unconditional_128", "base"): (97.81, 0.001),
+    ("novwaul_64_256", "sr"): (110.1, 0.001),
+    ("novwaul_32_128", "sr"): (143.8, 0.001),
+    ("boniface_16_128", "sr"): (520.5, 0.001),  # counted here, as the next: its README's 480 fits another option
+    ("cascade_1024", "base64"): (317.9, 0.001),
 }
 
 
