@@ -61,7 +61,7 @@ class ShardSet:
         self._cache: OrderedDict[tuple[str, int, int], images.Array] = OrderedDict()
         self._cache_bytes, self._cached = cache_bytes, 0
         self._ranges, self._sha256 = ranges, {str(shard["name"]): str(shard["sha256"]) for shard in manifest["shards"]}
-        self._lock = threading.Lock()
+        self._lock, self._brought = threading.Lock(), threading.local()
         self._totals: dict[tuple[str, int], int] = {}
 
     @classmethod
@@ -125,8 +125,10 @@ class ShardSet:
         """(height, width) of the sample's image at ``level``; nothing is read for it."""
         return degrade.level_size(*self._samples[split][index].original_size, level, self.data)
 
-    def rows(self, split: str, index: int, level: int, top: int, bottom: int) -> images.Array:
+    def rows(self, split: str, index: int, level: int, top: int, bottom: int, *, then: int | None = None) -> images.Array:
         """``image(split, index, level)[top:bottom]``, read-only, for a reader that wants no more of it. Raises as ``image``.
+
+        ``then``: the level of the same sample that this thread will ask for next; one ranged read brings both.
 
         Where the split's images are more than the cache may keep, those below ``bottom`` are not decoded and nothing is kept: in a
         shuffled order an image comes again long after it was dropped.
@@ -134,8 +136,11 @@ class ShardSet:
         place = (split, index, level)
         kept = self._kept(place)
         if kept is None and self._decoded_bytes(split, level) > self._cache_bytes:
-            return self._decoded(place, bottom)[top:bottom]
-        return (self.image(split, index, level) if kept is None else kept)[top:bottom]
+            return self._decoded(place, bottom, then)[top:bottom]
+        if kept is None:
+            kept = self._decoded(place, None, then)
+            self._keep(place, kept)
+        return kept[top:bottom]
 
     def verify(self) -> None:
         """Compare size and sha256 of every shard with the manifest. Raises BadInput that names the first shard that differs."""
@@ -147,18 +152,14 @@ class ShardSet:
         shards = [{name: value for name, value in shard.items() if name != "members"} for shard in self.manifest["shards"]]
         return {**self.manifest, "shards": shards}
 
-    def _decoded(self, place: tuple[str, int, int], rows: int | None) -> images.Array:
+    def _decoded(self, place: tuple[str, int, int], rows: int | None, then: int | None = None) -> images.Array:
         """The image at ``place``, or its first ``rows`` rows and perhaps more."""
         split, index, level = place
         sample = self._samples[split][index]
-        offset, length, _ = sample.members[level]
         shard = storage.join(self.uri, sample.shard)
         height, width = self.size(split, index, level)
         try:
-            if self._ranges is None:
-                data = storage.read_range(shard, offset, length)
-            else:
-                data = self._ranges.read(shard, self._sha256[sample.shard], offset, length)
+            data = self._bytes(place, shard, then)
             if rows is not None:
                 data = images.first_rows(data, rows)
             array = images.decode(data, channels=self.data.channels, bits=self.data.bits)
@@ -172,6 +173,26 @@ class ShardSet:
             raise _changed(shard, f"{sample.key} at {level} is {array.shape[0]} x {array.shape[1]}")
         array.setflags(write=False)
         return array
+
+    def _bytes(self, place: tuple[str, int, int], shard: str, then: int | None) -> bytes:
+        """The file at ``place``: from what this thread read last, where it was brought along, else from the shard."""
+        split, index, level = place
+        sample = self._samples[split][index]
+        offset, length, _ = sample.members[level]
+        brought: tuple[tuple[str, int, int], bytes] | None = getattr(self._brought, "last", None)
+        self._brought.last = None
+        if brought is not None and brought[0] == place:
+            return brought[1]
+        ends = [sample.members[wanted][:2] for wanted in (level, then) if wanted is not None]
+        start, stop = min(first for first, _ in ends), max(first + size for first, size in ends)
+        if self._ranges is None:
+            data = storage.read_range(shard, start, stop - start)
+        else:
+            data = self._ranges.read(shard, self._sha256[sample.shard], start, stop - start)
+        if then is not None:
+            first, size, _ = sample.members[then]
+            self._brought.last = (split, index, then), data[first - start :][:size]
+        return data[offset - start :][:length]
 
     def _decoded_bytes(self, split: str, level: int) -> int:
         """Of all images of the split at ``level``, counted once."""

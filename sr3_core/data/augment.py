@@ -98,7 +98,7 @@ def _cropped(
     scale = stage.scale
     height, width = shards.size(split, sample, stage.high)
     row, column = (scale * _place(draw, (side - crop) // scale) for draw, side in zip(draws, (height, width), strict=True))
-    high = shards.rows(split, sample, stage.high, row, row + crop)[:, column : column + crop]
+    high = shards.rows(split, sample, stage.high, row, row + crop, then=stage.low)[:, column : column + crop]
     if stage.low is None:
         return high, None
     row, column, side = row // scale, column // scale, crop // scale

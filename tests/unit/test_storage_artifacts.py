@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sr3_core import images, storage
+from sr3_core import images, remote, storage
 from sr3_core.artifacts.lease import LEASE, lease
 from sr3_core.artifacts.shardset import MANIFEST, ShardSet
-from sr3_core.config import Data
+from sr3_core.config import Data, Stage
 from sr3_core.data import shards
+from sr3_core.data.loader import MicroBatches
 from sr3_core.data.sources import folder
 from sr3_core.errors import BadInput, Failed
 from tests.stores import Store
@@ -106,3 +107,30 @@ def test_a_store_that_goes_away_while_training_data_is_read_names_the_shard(obje
     object_store.proxy.faults.pop(0)
     with pytest.raises(BadInput, match=f"shard {shard} may not be read"):
         made.image("train", 0, 16)
+
+
+def test_a_loader_outlives_a_passing_fault_and_names_the_shard_that_stays_away(
+    object_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads read through a store of which every third request fails; then through one that does not answer."""
+    put_photos(f"{object_store.uri}/in")
+    made = build(f"{object_store.uri}/in", f"{object_store.uri}/out")
+    counts = {"images": 8, "global_batch": 2, "micro_batch": 2, "checkpoint_images": 8, "log_images": 8}
+    plugins = {"model": {"name": "unet"}, "objective": {"name": "diffusion"}}
+    stage = Stage.model_validate({"name": "x2", "low": 8, "high": 16, **plugins, "training": {**counts, "crop": 8}})
+    calm = [batch.high.numpy() for batch in MicroBatches(made, stage).prefetch((first, 2) for first in range(0, 12, 2))]
+    proxy = object_store.proxy
+    assert proxy is not None
+    monkeypatch.setattr(remote, "ATTEMPTS", 6)  # several threads share the faults: one of them may meet some in a row
+    proxy.every, met = 3, len(proxy.requests)
+    try:
+        cold = MicroBatches(ShardSet.open(made.uri, cache_bytes=0), stage)
+        rough = [batch.high.numpy() for batch in cold.prefetch((first, 2) for first in range(0, 12, 2))]
+    finally:
+        proxy.every = 0
+    assert len(proxy.requests) - met > 12
+    assert all(np.array_equal(one, other) for one, other in zip(calm, rough, strict=True))
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    object_store.fail(503, where="000000.tar")
+    with pytest.raises(Failed, match=rf"{made.uri}/train/000000\.tar: [^\n]*\(attempt 2 of 2\)"):
+        list(cold.prefetch([(0, 2)]))

@@ -1,6 +1,7 @@
 """The stream as several workers read it: one global sequence from any entry point, and nothing read but the samples' own bytes."""
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,15 +83,35 @@ def refuse_other_reads(patch: pytest.MonkeyPatch) -> None:
 @settings(max_examples=20, deadline=None)
 @given(position=st.integers(0, 10**12), count=st.integers(1, 5))
 def test_a_stream_entered_anywhere_reads_the_ranges_of_its_samples_alone(shards: ShardSet, position: int, count: int) -> None:
-    """No tar header, no scan, nothing of the samples before: for each sample one range of each of its two images."""
+    """No tar header, no scan, nothing of the samples before: for each sample one range, that of its two images."""
     opened = ShardSet.open(shards.uri, cache_bytes=0)
     with pytest.MonkeyPatch.context() as patch:
         made = counted_ranges(patch)
         refuse_other_reads(patch)
         batch = MicroBatches(opened, stage()).batch(position, count)
     by_key = {opened.sample("train", index).key: opened.sample("train", index) for index in range(opened.count("train"))}
-    expected = [(storage.join(opened.uri, by_key[key].shard), *by_key[key].members[level][:2]) for key in batch.keys for level in (64, 16)]
+    expected: list[tuple[str, int, int]] = []
+    for key in batch.keys:
+        (low, _, _), (high, size, _) = (by_key[key].members[level] for level in (16, 64))
+        expected.append((storage.join(opened.uri, by_key[key].shard), low, high + size - low))
     assert made == expected
+
+
+def test_what_was_brought_along_is_given_to_who_asked_for_it(shards: ShardSet) -> None:
+    """The next reader may want another level, another sample, or be another thread."""
+    opened = ShardSet.open(shards.uri, cache_bytes=0)
+    for sample, level in ((0, 16), (0, 128), (1, 16), (0, 64)):
+        assert np.array_equal(opened.rows("train", 0, 64, 0, 64, then=16), shards.image("train", 0, 64))
+        assert np.array_equal(opened.rows("train", sample, level, 0, level), shards.image("train", sample, level))
+    with pytest.MonkeyPatch.context() as patch:
+        made = counted_ranges(patch)
+        opened.rows("train", 0, 64, 0, 64, then=16)
+        other = threading.Thread(target=opened.rows, args=("train", 0, 16, 0, 16))
+        other.start()
+        other.join()
+        assert len(made) == 2
+        opened.rows("train", 0, 16, 0, 16)
+        assert len(made) == 2
 
 
 def test_rows_that_are_not_shown_are_not_decoded(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
