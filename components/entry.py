@@ -40,7 +40,7 @@ def guard(task: str, *, root: str, run_key: str, job_id: str = "") -> Iterator[N
     try:
         check_code_lookup()
         _refuse_retry(task, root, run_key, job_id)
-        os.chdir(work_folder(root))
+        enter_work_folder(root)
         watch_parent()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminated)
@@ -62,6 +62,13 @@ def guard(task: str, *, root: str, run_key: str, job_id: str = "") -> Iterator[N
 def error_uri(root: str, run_key: str, task: str) -> str:
     """Where a failed room leaves ``{"exit": 1 | 2, "line": ..., "job_id": ...}``, with ``"again": true`` when waiting may mend it."""
     return storage.join(root, "runs", run_key, f"{task}.error.json")
+
+
+def enter_work_folder(root: str) -> None:
+    """Work in ``work_folder(root)``; relative places on PYTHONPATH stay what they are for the processes that are started from there."""
+    if given := os.environ.get("PYTHONPATH"):
+        os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(place) for place in given.split(os.pathsep) if place)
+    os.chdir(work_folder(root))
 
 
 def work_folder(root: str) -> Path:

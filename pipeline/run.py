@@ -46,7 +46,7 @@ def run(recipe_name: str, overrides: list[str], *, root: str, mlflow_uri: str, r
     place = resolve(recipe, root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key)
     preflight.check(recipe, root=place.root, mlflow_uri=place.mlflow_uri, ray_address=place.ray_address, run_key=place.run_key)
     entry.check_code_lookup()
-    os.chdir(entry.work_folder(place.root))
+    entry.enter_work_folder(place.root)
     tasks = ["prepare", *(f"train-{stage.name}" for stage in recipe.stages), "evaluate", "export", "finish"]
     for task in tasks:
         _forget_error(place, task)

@@ -71,6 +71,15 @@ def test_success_leaves_no_error_file_and_works_in_the_work_folder(tmp_path: Pat
     assert not (tmp_path / "root" / "runs").exists()
 
 
+def test_a_relative_place_on_the_path_is_kept_for_its_workers(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photos.py").write_text("")
+    body = "import subprocess\nsubprocess.run([sys.executable, '-c', 'import mine.photos'], check=True)\nprint(os.environ['PYTHONPATH'])"
+    done = guarded(body, tmp_path / "root", environment={"PYTHONPATH": os.pathsep.join([".", "", str(REPOSITORY)])})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+
+
 def test_bad_input_is_one_line_and_exit_2(tmp_path: Path) -> None:
     done = guarded("raise BadInput('got', 'allowed', 'do')", tmp_path / "root")
     assert done.returncode == 2
