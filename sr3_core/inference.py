@@ -68,6 +68,11 @@ class Upscaler:
         """The stages in order: ``base noise -> 64, sr256 64 -> 256``."""
         return ", ".join(f"{bundle.stage.name} {bundle.stage.sizes}" for bundle in self.cascade.bundles)
 
+    def sampling_notes(self, **sampling: Any) -> list[str]:
+        """What is to be said of sampling with these options on top, a line each: the schedule guard's warnings and waivers, and what a
+        sampler does not read. BadInput for options that are refused."""
+        return [f"{bundle.stage.name}: {note}" for bundle in self.cascade.bundles for note in bundle.sampling_notes(sampling)]
+
     def check_upscales(self) -> None:
         """BadInput when the model starts from noise."""
         if self.side is not None:

@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sr3_core import config, plugins
 from sr3_core.config import Recipe, Stage
-from sr3_core.diffusion.grids import sampling_options
 from sr3_core.diffusion.guard import Ranges
 from sr3_core.errors import BadInput
 
@@ -204,15 +203,13 @@ def estimate(stage: Stage, cost: Cost, device: str, *, count: int) -> Estimate:
 
 def ranges(stage: Stage) -> Ranges | None:
     """What the schedule guard says of the stage, None for an objective without noise levels. Raises BadInput where the guard refuses."""
-    objective = plugins.load("objectives", stage.objective.name).Objective(stage, {})
-    found: Ranges | None = getattr(objective, "ranges", None)
+    found: Ranges | None = getattr(_objective(stage), "ranges", None)
     return found
 
 
 def network_calls(stage: Stage) -> int:
-    """Calls of the network for one sample."""
-    chosen = sampling_options(stage, {})
-    return 2 * chosen.steps - 1 if chosen.sampler == "heun" else chosen.steps
+    """Calls of the network for one sample, as the objective counts them."""
+    return int(_objective(stage).network_calls({}))
 
 
 def assumptions(device: str) -> str:
@@ -272,6 +269,10 @@ def text(recipe: Recipe, found: dict[str, Any]) -> str:
         lines += ["", *_aligned(levels)]
         lines += [line for item in found["schedules"] for note in item["notes"] for line in _wrapped(f"{item['stage']}: {note}")]
     return "\n".join(lines)
+
+
+def _objective(stage: Stage) -> Any:
+    return plugins.load("objectives", stage.objective.name).Objective(stage, {})
 
 
 def _options(stage: Stage) -> Any:

@@ -55,6 +55,8 @@ def run(
     upscaler.to_accelerator()
     say(room, f"model: {upscaler.description}" + (f" (x{upscaler.scale})" if inputs is not None else ""))
     sampling: dict[str, Any] = {**({"steps": steps} if steps is not None else {}), **({"sampler": sampler} if sampler else {})}
+    for note in upscaler.sampling_notes(**sampling):
+        say(room, note)
     written: list[str] = []
     stages = len(upscaler.cascade.bundles)
     by = f"seed {seed}" + (f", label {label}" if label is not None else "")

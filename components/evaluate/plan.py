@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sr3_core import config, labels
+from sr3_core import config, labels, plugins
 from sr3_core.artifacts.report import CASCADE, OURS
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Evaluation, Plugin, Search, Stage
@@ -86,7 +86,8 @@ class Setting:
 class Job:
     """One photo through one model. ``sampling``: JSON of the options of every stage; None makes ``model`` a baseline.
 
-    ``metrics``: (name, JSON of options). ``pictured``: names of the tasks whose output is kept as a picture.
+    ``calls``: of every stage's network for one sample, () for a baseline. ``metrics``: (name, JSON of options). ``pictured``: names of
+    the tasks whose output is kept as a picture.
     """
 
     setting: Setting
@@ -94,6 +95,7 @@ class Job:
     model: str
     tasks: tuple[Task, ...]
     sampling: tuple[str, ...] | None
+    calls: tuple[int, ...]
     metrics: tuple[tuple[str, str], ...]
     pictured: tuple[str, ...] = ()
 
@@ -102,7 +104,7 @@ class Job:
         """Work in pixels through the network, roughly: what takes longest starts first."""
         if self.sampling is None:
             return float(sum(task.high**2 for task in self.tasks)) / 100
-        return _cost(self.sampling, {index: task.high for task in self.tasks for index in range(task.first, task.stop)})
+        return _cost(self.calls, {index: task.high for task in self.tasks for index in range(task.first, task.stop)})
 
     @property
     def name(self) -> str:
@@ -122,13 +124,14 @@ class Draw:
     number: int
     outputs: tuple[Generated, ...]
     sampling: tuple[str, ...]
+    calls: tuple[int, ...]
     sides: tuple[int, ...]
     label: int | None
 
     @property
     def cost(self) -> float:
         """As a Job's."""
-        return _cost(self.sampling, dict(enumerate(self.sides)))
+        return _cost(self.calls, dict(enumerate(self.sides)))
 
     @property
     def key(self) -> str:
@@ -191,7 +194,8 @@ def search_jobs(
             raise BadInput(got, f"at least one, to choose the sampling of {task.name}", "add photos or require these levels of that split")
         for candidate in _different(merged(stages[task.first], candidate) for candidate in search.candidates):
             sampling = tuple(candidate if index == task.first else "{}" for index in range(len(stages)))
-            jobs += [Job(setting, photo, OURS, (task,), sampling, (as_text(judge),)) for photo in judged]
+            calls = _calls(stages, sampling)
+            jobs += [Job(setting, photo, OURS, (task,), sampling, calls, (as_text(judge),)) for photo in judged]
     return jobs
 
 
@@ -203,7 +207,7 @@ def baseline_jobs(setting: Setting, every_task: Sequence[Task], found: Sequence[
     for photo in found:
         served = tuple(task for task in every_task if photo.serves(task))
         for name in evaluation.baselines if served else ():
-            jobs.append(Job(setting, photo, name, served, None, metrics, _shown(served, photo, shown)))
+            jobs.append(Job(setting, photo, name, served, None, (), metrics, _shown(served, photo, shown)))
     return jobs
 
 
@@ -221,12 +225,13 @@ def model_jobs(
     metrics = tuple(as_text(plugin) for plugin in evaluation.metrics)
     jobs: list[Job] = []
     for model, change in ((OURS, {}), *evaluation.variants.items()):
-        sampling = tuple(_json({**chosen.get(stage.name, {}), **change}) for stage in stages)
+        sampling = tuple(_json({**chosen.get(stage.name, {}), **(change if stage.low is not None else {})}) for stage in stages)
+        calls = _calls(stages, sampling)
         for photo in found:
             for first in range(len(stages)):
                 served = tuple(task for task in every_task if task.first == first and photo.serves(task))
                 if served:
-                    jobs.append(Job(setting, photo, model, served, sampling, metrics, _shown(served, photo, shown)))
+                    jobs.append(Job(setting, photo, model, served, sampling, calls, metrics, _shown(served, photo, shown)))
     return jobs
 
 
@@ -237,7 +242,8 @@ def draws(
     if not outputs:
         return []
     sampling, sides = tuple(_json(chosen[stage.name]) for stage in stages), tuple(stage.high for stage in stages)
-    return [Draw(setting, number, tuple(outputs), sampling, sides, label) for number, label in enumerate(drawn_labels(stages))]
+    calls = _calls(stages, sampling)
+    return [Draw(setting, number, tuple(outputs), sampling, calls, sides, label) for number, label in enumerate(drawn_labels(stages))]
 
 
 def drawn_labels(stages: Sequence[Stage]) -> list[int | None]:
@@ -278,13 +284,19 @@ def changes(stage: Stage, evaluation: Evaluation) -> list[Mapping[str, Any]]:
     return [{}, *(evaluation.search.candidates if evaluation.search is not None else ()), *evaluation.variants.values()]
 
 
-def _cost(sampling: Sequence[str], sides: Mapping[int, int]) -> float:
-    steps = [float(json.loads(options).get("steps", 1)) for options in sampling]
-    return sum(side**2 * steps[index] for index, side in sides.items())
+def _calls(stages: Sequence[Stage], sampling: Sequence[str]) -> tuple[int, ...]:
+    """Of every stage's network for one sample by its options; the objective counts them."""
+    objectives = [plugins.load("objectives", stage.objective.name).Objective(stage, {}) for stage in stages]
+    return tuple(made.network_calls(json.loads(options)) for made, options in zip(objectives, sampling, strict=True))
+
+
+def _cost(calls: Sequence[int], sides: Mapping[int, int]) -> float:
+    return float(sum(side**2 * calls[index] for index, side in sides.items()))
 
 
 def _identity(job: Job | Draw) -> str:
     values = asdict(job)
+    del values["calls"]  # which follow from what is left
     for where_it_runs in ("threads", "device", "folder", "shards_uri"):
         del values["setting"][where_it_runs]
     values["setting"]["bundles"] = [sha256 for _, sha256 in job.setting.bundles]

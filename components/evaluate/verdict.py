@@ -125,13 +125,12 @@ def search(
 
 
 def notes(stage: Stage, changes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the stage's objective has to say of the stage and its sampling options with each of ``changes`` on top, each line once.
+    """What the stage's objective has to say of the stage with each of ``changes`` on top of its sampling options, each line once.
 
     BadInput for options that the objective refuses.
     """
-    module = plugins.load("objectives", stage.objective.name)
-    made = [module.Objective(stage.model_copy(update={"sampling": {**stage.sampling, **change}}), {}) for change in changes]
-    return list(dict.fromkeys(note for objective in made for note in objective.notes))
+    objective = plugins.load("objectives", stage.objective.name).Objective(stage, {})
+    return list(dict.fromkeys(note for change in changes for note in objective.sampling_notes(change)))
 
 
 def results(measured: Sequence[Measurement], definitions: Definitions, *, seed: int) -> list[dict[str, Any]]:

@@ -159,6 +159,10 @@ class ModelBundle:
         """High images (N, C, H, W) float32 in [-1, 1] for ``low`` (N, C, h, w) in [-1, 1] or None; the noise is that of ``seeds`` (N,)."""
         return cast(Tensor, self.predictor.predict(low, seeds=seeds, size=size, labels=labels, **{**self.sampling, **sampling}))
 
+    def sampling_notes(self, sampling: Mapping[str, Any]) -> tuple[str, ...]:
+        """What the objective has to say of ``predict`` with these options, a line each; BadInput for what it refuses."""
+        return tuple(self._objective.sampling_notes({**self.sampling, **sampling}))
+
     @cached_property
     def _objective(self) -> Any:
         module = plugins.load("objectives", self.stage.objective.name)

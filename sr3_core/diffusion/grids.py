@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from sr3_core import config
 from sr3_core.config import Section, Stage
 from sr3_core.diffusion.schedules import Array, Levels, Schedule, gamma_of
+from sr3_core.diffusion.unread import refuse_unread
 from sr3_core.errors import BadInput
 
-# which of the options below each grid reads; one that is set for another grid is refused, since the sample would not be what was meant
+# which of the options below each grid reads
 _READS: dict[str, tuple[str, ...]] = {
     "time": (),
     "log_snr": ("start", "end"),
@@ -22,7 +23,6 @@ _READS: dict[str, tuple[str, ...]] = {
     "betas": ("betas",),
     "given": ("gammas",),
 }
-_OPTIONS = sorted({name for names in _READS.values() for name in names})
 
 
 class Sampling(Section):
@@ -34,7 +34,7 @@ class Sampling(Section):
     added, one step each.
 
     ``eta`` is read by ddim, ``order`` by the multistep samplers (3: unipc alone) and ``posterior_variance`` by ancestral; the others
-    leave them alone, so that a sampler can be exchanged by its name.
+    leave them alone, so that a sampler can be exchanged by its name, and the objective's notes say so.
 
     Each step's x0 as an image is held to [-1, 1] by ``clip``; before that, ``dynamic_threshold`` p divides it by the p-quantile of its
     absolute values where that exceeds 1 (Saharia et al. 2022, section 2.3; theirs is .995). ``projection``: passes of
@@ -65,10 +65,7 @@ class Sampling(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> "Sampling":
-        for name in _OPTIONS:
-            if name not in _READS[self.grid] and getattr(self, name) != type(self).model_fields[name].default:
-                grids = " or ".join(grid for grid, names in _READS.items() if name in names)
-                raise ValueError(f"{name} is set, but grid {self.grid} does not read it: take it out, or set grid to {grids}")
+        refuse_unread(self, "grid", _READS)
         for name in ("betas", "gammas"):
             if name in _READS[self.grid] and getattr(self, name) is None:
                 raise ValueError(f"grid {self.grid} needs {name}")
@@ -88,8 +85,11 @@ class Sampling(Section):
 
 
 def sampling_options(stage: Stage, overrides: Mapping[str, Any]) -> Sampling:
-    """The stage's sampling options with ``overrides`` on top, validated."""
-    return config.options(Sampling, {**stage.sampling, **overrides}, f"stage {stage.name}: sampling")
+    """The stage's sampling options with ``overrides`` on top, validated; BadInput for a projection where there is no low image."""
+    chosen = config.options(Sampling, {**stage.sampling, **overrides}, f"stage {stage.name}: sampling")
+    if stage.low is None and chosen.projection:
+        raise BadInput(f"stage {stage.name}: projection {chosen.projection} without a low image", "projection 0", "take it out of sampling")
+    return chosen
 
 
 def sampling_grid(stage: Stage, levels: Levels, chosen: Sampling) -> list[float]:

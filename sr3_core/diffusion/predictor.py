@@ -1,7 +1,6 @@
 """Sampling from a trained denoiser: the predictor that runs a sampler over a grid of levels. Options and grids are in grids.py."""
 
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -9,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sr3_core.config import Stage
-from sr3_core.diffusion import guard, process, schedules
-from sr3_core.diffusion.grids import Sampling, sampling_grid, sampling_options
-from sr3_core.diffusion.samplers import SAMPLERS
+from sr3_core.diffusion import process, samplers, schedules
+from sr3_core.diffusion.grids import Sampling
 from sr3_core.diffusion.upsampling import Upsampling, upsampled
-from sr3_core.errors import BadInput
+from sr3_core.diffusion.walk import walk
 from sr3_core.labels import checked
 from sr3_core.resample import resample
 from sr3_core.seeds import generator
@@ -46,7 +44,8 @@ class Predictor:
         guard_reason: str,
     ) -> None:
         self.network, self.estimate, self.guard_reason = network, estimate, guard_reason
-        self.stage, self.prediction, self.levels = stage, prediction, levels
+        self.stage, self.levels = stage, levels
+        self.prediction: process.Prediction = prediction
         self.upsampling: Upsampling = upsampling
         self.residual_scale, self.degradation = residual_scale, degradation
 
@@ -71,12 +70,8 @@ class Predictor:
         ``on_prediction`` (gamma, noisy, clean) hears of every network call, in order: the level, the state the call was made at as an
         image, and the clean image predicted there, clipped and projected; both (N, C, H, W), on the network's device.
         """
-        chosen = sampling_options(self.stage, sampling)
-        gammas = sampling_grid(self.stage, self.levels, chosen)
-        guard.check(self.stage.name, self.levels, gammas, reason=self.guard_reason)
-        if gammas[0] == 0.0 and self.prediction == "eps":
-            got = f"stage {self.stage.name}: sampling from gamma 0 with eps prediction, which says nothing of the image there"
-            raise BadInput(got, "a start above gamma 0, or v, x0 or edm prediction", "change the sampling grid")
+        taken = walk(self.stage, self.levels, self.prediction, sampling, reason=self.guard_reason)
+        chosen = taken.chosen
         device = next(self.network.parameters()).device
         numbers = [int(seed) for seed in seeds]
         told = checked(self.stage, labels, count=len(numbers))
@@ -100,8 +95,8 @@ class Predictor:
             return unit_noise([generator(number, "sampling", step + 1) for number in numbers], like)
 
         start = unit_noise([generator(number, "sampling", 0) for number in numbers], like)
-        sampler = SAMPLERS[chosen.sampler]
-        y0 = sampler(denoise, start, gammas, noise, **_sampler_options(sampler, chosen))
+        options = {name: getattr(chosen, name) for name in samplers.reads(chosen.sampler)}
+        y0 = samplers.SAMPLERS[chosen.sampler](denoise, start, taken.gammas, noise, **options)
         return self._image(y0, up).clamp(-1.0, 1.0)
 
     def _image(self, y0: Tensor, up: Tensor | None) -> Tensor:
@@ -123,11 +118,6 @@ class Predictor:
                 if chosen.clip:
                     image = image.clamp(-1.0, 1.0)
         return image
-
-
-def _sampler_options(sampler: Callable[..., Tensor], chosen: Sampling) -> dict[str, Any]:
-    """The options that the sampler reads: those of the names of its keyword-only parameters."""
-    return {p.name: getattr(chosen, p.name) for p in signature(sampler).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def thresholded(image: Tensor, quantile: float) -> Tensor:

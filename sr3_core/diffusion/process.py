@@ -21,7 +21,8 @@ class Parameterisation:
     deviation of x0; put in gamma, with s = sigma_data and d^2 = 1 - gamma + gamma s^2:
         c_in x = noisy / d        c_skip x = sqrt(gamma) s^2 noisy / d^2        c_out = sqrt(1 - gamma) s / d
     which holds at gamma = 0 too. At s = 1 F is -v. c_noise = ln(sigma) / 4 is the log-SNR times -1/8: a network fed log-SNR with an
-    embedding scale of 1/8 has it up to its sign. eps needs gamma > 0.
+    embedding scale of 1/8 has it up to its sign, within the [-10, 10] that it clamps the log-SNR to: sigma from .0067 to 148, where EDM
+    samples from .002 to 80. EDM's loss (l2, unweighted on F) and levels (log_normal) are the objective's to choose. eps needs gamma > 0.
     """
 
     prediction: Prediction

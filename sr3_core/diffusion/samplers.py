@@ -12,6 +12,7 @@ y' = sqrt(t) x0 + sqrt(1 - t) y. Symbols: s the current level, t the next, l(.) 
 """
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from itertools import pairwise
 from math import exp, expm1, factorial, log, log1p, sqrt
 
@@ -116,6 +117,24 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "unipc": unipc,
     "heun": heun,
 }
+
+
+def reads(sampler: str) -> tuple[str, ...]:
+    """The options of ``grids.Sampling`` that the sampler of that name reads: its keyword-only parameters."""
+    return tuple(p.name for p in signature(SAMPLERS[sampler]).parameters.values() if p.kind is p.KEYWORD_ONLY)
+
+
+def unread(sampler: str) -> tuple[str, ...]:
+    """The options that other samplers read and this one leaves alone."""
+    return tuple(sorted({name for other in SAMPLERS for name in reads(other)} - set(reads(sampler))))
+
+
+def network_calls(sampler: str, gammas: Sequence[float]) -> int:
+    """Calls of ``denoise`` for one sample over ``gammas``: one a step; Heun's are two, but for the last and for a first from gamma 0."""
+    steps = len(gammas) - 1
+    if sampler != "heun":
+        return steps
+    return 2 * steps - 1 - int(gammas[0] == 0.0 and steps > 1)
 
 
 def _multistep(denoise: Denoise, y: Tensor, gammas: Sequence[float], noise: Noise | None, *, order: int) -> Tensor:

@@ -15,11 +15,31 @@ from pydantic import Field, model_validator
 
 from sr3_core.config import Section
 from sr3_core.data.order import Order
+from sr3_core.diffusion.unread import refuse_unread
 from sr3_core.seeds import from_key, generator
 
 Array = NDArray[np.float64]
 ScheduleName = Literal["linear", "quadratic", "cosine", "const", "warmup10", "warmup50", "jsd", "sigmoid"]
 BETWEEN = ("linear", "quadratic", "const", "warmup10", "warmup50")  # run from ``start`` to ``end``, over beta or over alpha
+
+# which of a schedule's and of the levels' options each name reads; ``over`` has a refusal of its own
+READS: dict[str, tuple[str, ...]] = {
+    "linear": ("start", "end"),
+    "quadratic": ("start", "end"),
+    "const": ("end",),
+    "warmup10": ("start", "end"),
+    "warmup50": ("start", "end"),
+    "jsd": (),
+    "cosine": ("offset",),
+    "sigmoid": ("logits", "temperature"),
+}
+_LEVELS_READ: dict[str, tuple[str, ...]] = {
+    "piecewise": (),
+    "piecewise_sqrt": (),
+    "discrete": (),
+    "log_snr": ("low", "high"),
+    "log_normal": ("mean", "deviation"),
+}
 
 ALPHA_ENDS = {"start": 0.999999, "end": 0.99}  # of the public code that runs over alpha
 MAX_BETA = 0.999  # the cosine schedule's clip (Nichol & Dhariwal 2021, section 3.2)
@@ -65,6 +85,11 @@ class Schedule(Section):
             raise ValueError(f"over {self.over} a schedule's start {self.start:g} must be {order} its end {self.end:g}: noise grows with t")
         if self.logits[0] >= self.logits[1]:
             raise ValueError(f"logits {list(self.logits)} must ascend")
+        refuse_unread(self, "name", READS, defaults=ALPHA_ENDS if self.over == "alpha" else None)
+        with np.errstate(all="ignore"):
+            table = self.gammas()
+        if not (np.isfinite(table).all() and (np.diff(table) <= 0.0).all() and table[-1] >= 0.0):
+            raise ValueError(f"the {self.name} schedule of these values has no levels that descend from 1 (float64): use usual values")
         return self
 
     def gammas(self) -> Array:
@@ -157,6 +182,7 @@ class Levels(Section):
     def _ordered(self) -> "Levels":
         if self.low >= self.high:
             raise ValueError(f"low {self.low} must be below high {self.high}")
+        refuse_unread(self, "name", _LEVELS_READ)
         return self
 
     @property

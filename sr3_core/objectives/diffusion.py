@@ -4,8 +4,9 @@ The faithful SR3 recipe is prediction "eps", target "image", loss "l1", levels "
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -18,19 +19,30 @@ from sr3_core.diffusion import guard, process, schedules
 from sr3_core.diffusion.grids import sampling_grid, sampling_options
 from sr3_core.diffusion.low_augmentation import LowAugmentation
 from sr3_core.diffusion.predictor import Predictor, unit_noise
+from sr3_core.diffusion.unread import refuse_unread
 from sr3_core.diffusion.upsampling import CLIPPED, Upsampling, upsampled
+from sr3_core.diffusion.walk import Walk, walk
 from sr3_core.errors import BadInput
 from sr3_core.seeds import generator
 
+# which options each value of these reads; one that is set for another value is refused
+_READS: dict[str, dict[str, tuple[str, ...]]] = {
+    "prediction": {"eps": (), "x0": (), "v": (), "edm": ("sigma_data",)},
+    "target": {"image": (), "residual": ("residual_scale",)},
+    "loss": {"l1": (), "l2": (), "huber": ("huber_delta",)},
+    "loss_weight": {"none": (), "snr": (), "min_snr": ("min_snr",)},
+}
 MEASURED_SAMPLES = 128  # samples behind the residual's measured deviation
 
 
 class Options(Section):
     """What the network learns, from which levels, by which loss.
 
-    ``prediction`` eps, x0, v or edm (the F of EDM's preconditioning, for which ``sigma_data`` is the deviation of the target). ``target``
-    residual: y0 = (high - up(low)) / c, where c is ``residual_scale`` or, when null, twice the measured deviation. ``huber_delta`` is
-    where huber turns from squared to absolute; ``loss_weight`` none, snr or min_snr, whose bound is ``min_snr`` (Hang et al. 2023).
+    ``prediction`` eps, x0, v or edm: the F of EDM's preconditioning, for which ``sigma_data`` is the target's deviation. It is
+    EDM's network alone: its loss and levels are ``loss`` l2 and ``levels`` log_normal, and the defaults here are SR3's.
+    ``target`` residual: y0 = (high - up(low)) / c, where c is ``residual_scale`` or, when null, twice the measured root mean square of
+    high - up(low). ``huber_delta`` is where huber turns from squared to absolute. ``loss_weight`` none, snr or min_snr, whose bound is
+    ``min_snr`` (Hang et al. 2023): weights on a squared error, so not for l1.
     ``dream``: the power p of DREAM (Zhou et al. 2024), which adds a forward pass without gradient; null for none.
     ``upsampling``: how the low image is brought to the high grid, which is what the network sees and what a residual is taken against:
     bicubic, bicubic_8bit or bicubic_sharp_clipped (see ``diffusion/upsampling.py``).
@@ -56,6 +68,12 @@ class Options(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> "Options":
+        for chooser, reads in _READS.items():
+            refuse_unread(self, chooser, reads)
+        if self.loss == "l1" and self.loss_weight != "none":
+            raise ValueError(
+                f"loss_weight {self.loss_weight} weighs a squared error, loss l1 is none: set loss to l2, or loss_weight to none"
+            )
         if self.prediction == "eps" and self.levels.terminal_gamma == 0.0:
             raise ValueError("the levels end at gamma 0, where noise says nothing of the image: set prediction to v, x0 or edm")
         if self.upsampling in CLIPPED and self.low_augmentation is not None and self.low_augmentation.noise is not None:
@@ -73,7 +91,8 @@ class Options(Section):
 class Objective:
     """One player, the denoiser. ``measured`` holds what was learnt of the data before training: ``residual_scale``.
 
-    ``notes`` are the lines that people should read beside the stage's results: the schedule guard's warnings and waivers.
+    ``notes`` are the lines that people should read beside the stage's results: the schedule guard's warnings and waivers, and sampling
+    options that the sampler does not read.
     """
 
     turns: tuple[str, ...] = ("denoiser",)
@@ -83,24 +102,39 @@ class Objective:
         self.stage = stage
         self.options = config.options(Options, stage.objective.options, "objective")
         self.read = self.options.parameterisation
-        if stage.low is None and self.options.target == "residual":
-            raise BadInput(f"stage {stage.name}: target residual without a low image", "target image", "set objective.options.target=image")
-        if stage.low is None and self.options.low_augmentation is not None:
-            got = f"stage {stage.name}: low_augmentation without a low image"
-            raise BadInput(got, "low_augmentation null", "take it out of objective.options")
-        if stage.low is None and "upsampling" in self.options.model_fields_set:
-            raise BadInput(f"stage {stage.name}: upsampling without a low image", "no upsampling", "take it out of objective.options")
-        if self.options.label_dropout and not labels.of(stage).count:
-            got = f"stage {stage.name}: label_dropout {self.options.label_dropout:g} for a network without labels"
-            raise BadInput(got, "label_dropout 0", "set model.options.labels, or take label_dropout out of objective.options")
-        gammas = sampling_grid(stage, self.options.levels, sampling_options(stage, {}))
-        self.ranges = guard.check(stage.name, self.options.levels, gammas, reason=self.options.schedule_guard_reason)
-        self.notes = self.ranges.notes
-        self.residual_scale = self.options.residual_scale or measured.get("residual_scale", 1.0)
+        _refuse_disagreement(stage, self.options)
+        levels, reason = self.options.levels, self.options.schedule_guard_reason
+        self.ranges = guard.check(stage.name, levels, sampling_grid(stage, levels, sampling_options(stage, {})), reason=reason)
+        self.notes = self.sampling_notes({})
+        self._measured = measured
+
+    @property
+    def residual_scale(self) -> float | None:
+        """The c of a residual target, None when the target is the image. BadInput when it was not measured."""
+        if self.options.target == "image":
+            return None
+        if self.options.residual_scale is not None:
+            return self.options.residual_scale
+        if "residual_scale" not in self._measured:
+            got = f"stage {self.stage.name}: target residual, whose scale was not measured"
+            raise BadInput(got, "objective.options.residual_scale, or the one that training measured", "set it, or train with this code")
+        return self._measured["residual_scale"]
+
+    def sampling_notes(self, changes: Mapping[str, Any]) -> tuple[str, ...]:
+        """``notes`` for the sampling options with ``changes`` on top. Raises BadInput for what cannot be sampled."""
+        return self._walk(changes).notes
+
+    def network_calls(self, changes: Mapping[str, Any]) -> int:
+        """Calls of the network for one sample, by the sampling options with ``changes`` on top. Raises BadInput as ``sampling_notes``."""
+        return self._walk(changes).network_calls
+
+    def _walk(self, changes: Mapping[str, Any]) -> Walk:
+        options = self.options
+        return walk(self.stage, options.levels, options.prediction, changes, reason=options.schedule_guard_reason)
 
     @staticmethod
     def measure(stage: Stage, batches: MicroBatches) -> dict[str, float]:
-        """Twice the deviation of high - up(low) over the first samples of the training order; {} when nothing is to be measured."""
+        """Twice the root mean square of high - up(low) over the first samples of the training order; {} when nothing is to be measured."""
         options = config.options(Options, stage.objective.options, "objective")
         if options.target == "image" or options.residual_scale is not None:
             return {}
@@ -128,7 +162,7 @@ class Objective:
             if options.low_augmentation is not None:
                 low, extra["augmentation"] = options.low_augmentation.apply(low, batch.sample_index, seed=training.seed)
             low = upsampled(low, batch.high, options.upsampling)
-            if options.target == "residual":
+            if self.residual_scale is not None:
                 x0 = (batch.high - low) / self.residual_scale
         uniform = options.levels.uniform(batch.sample_index, seed=training.seed, global_batch=training.global_batch)
         gamma = torch.from_numpy(options.levels.draw(uniform)).to(x0.device)
@@ -171,7 +205,34 @@ class Objective:
             prediction=self.options.prediction,
             levels=self.options.levels,
             upsampling=self.options.upsampling,
-            residual_scale=self.residual_scale if self.options.target == "residual" else None,
+            residual_scale=self.residual_scale,
             degradation=degradation,
             guard_reason=self.options.schedule_guard_reason,
         )
+
+
+def _refuse_disagreement(stage: Stage, chosen: Options) -> None:
+    """BadInput where the objective's options do not go with the stage, its network or its sampling."""
+    if stage.low is None:
+        for name, given in (
+            ("target residual", chosen.target == "residual"),
+            ("low_augmentation", chosen.low_augmentation is not None),
+            ("upsampling", "upsampling" in chosen.model_fields_set),
+        ):
+            if given:
+                raise BadInput(f"stage {stage.name}: {name} without a low image", f"no {name}", "take it out of objective.options")
+    if chosen.label_dropout and not labels.of(stage).count:
+        got = f"stage {stage.name}: label_dropout {chosen.label_dropout:g} for a network without labels"
+        raise BadInput(got, "label_dropout 0", "set model.options.labels, or take label_dropout out of objective.options")
+    network = config.options(plugins.load("models", stage.model.name).Options, stage.model.options, stage.model.name)
+    if getattr(network, "augmentation", False) and chosen.low_augmentation is None:
+        got = f"stage {stage.name}: a network that is told a level of low_augmentation, and none in training"
+        raise BadInput(got, "both or neither", "set objective.options.low_augmentation, or model.options.augmentation=false")
+    levels, table = chosen.levels, getattr(network, "table", None)
+    if table is not None and levels.tabled and not np.array_equal(table.gammas(), levels.schedule.gammas()):
+        got = f"stage {stage.name}: a network that counts t in another table than the schedule of training"
+        raise BadInput(got, "one table", "set model.options.table and objective.options.levels.schedule alike")
+    grid = sampling_options(stage, {}).grid
+    if not levels.tabled and levels.schedule != schedules.Schedule() and grid != "time":
+        got = f"stage {stage.name}: levels.schedule is set, but neither levels {levels.name} nor sampling.grid {grid} reads it"
+        raise BadInput(got, "the default", "take it out; a schedule for sampling alone goes into sampling.betas, with grid=betas")

@@ -10,6 +10,7 @@ from sr3_core import config, plugins
 from sr3_core.config import Stage
 from sr3_core.data.loader import Batch
 from sr3_core.errors import BadInput
+from sr3_core.objectives.diffusion import Objective
 from sr3_core.resample import resample
 
 ZERO = {"name": "linear", "rescale_zero_terminal_snr": True}
@@ -48,7 +49,7 @@ def stage(name: str, options: dict[str, Any], *, low: int | None = 4, **sampling
 
 
 def objective(name: str, options: dict[str, Any], **kwargs: Any) -> Any:
-    return plugins.load("objectives", name).Objective(stage(name, options, **kwargs), {})
+    return plugins.load("objectives", name).Objective(stage(name, options, **kwargs), {"residual_scale": 0.5})
 
 
 def batch(first: int = 0, count: int = 8) -> Batch:
@@ -236,6 +237,13 @@ def test_dream_trains_on_the_network_s_own_error() -> None:
         ({"schedule_guard": "published", "schedule_guard_reason": "  "}, "go together"),
         ({"schedule_guard_reason": "as published"}, "go together"),
         ({"low_augmentation": {}}, "changes nothing"),
+        ({"huber_delta": 0.5}, "huber_delta is set, but loss l1 does not read it: take it out, or set loss to huber"),
+        ({"min_snr": 3.0, "loss": "l2", "loss_weight": "snr"}, "min_snr is set, but loss_weight snr does not read it"),
+        ({"sigma_data": 0.4}, "sigma_data is set, but prediction eps does not read it: take it out, or set prediction to edm"),
+        ({"residual_scale": 0.2}, "residual_scale is set, but target image does not read it"),
+        ({"loss_weight": "snr"}, "loss_weight snr weighs a squared error, loss l1 is none"),
+        ({"loss": "l1", "loss_weight": "min_snr"}, "loss_weight min_snr weighs a squared error"),
+        ({"levels": {"name": "log_snr", "schedule": {"steps": 50}}}, "neither levels log_snr nor sampling.grid log_snr reads it"),
         ({"low_augmentation": {"noise": [0.5, 1.5]}}, "ascend"),
         ({"low_augmentation": {"blur": [0.6, 0.4]}}, "ascend"),
     ],
@@ -243,3 +251,39 @@ def test_dream_trains_on_the_network_s_own_error() -> None:
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         objective("diffusion", options)
+
+
+def test_what_does_not_go_with_the_network_is_refused() -> None:
+    """A level that is never told but 0, and a t that is counted in another table than training's; SR3's blur is told to no network."""
+    told = stage("diffusion", {})
+    options = {**told.model.options, "augmentation": True}
+    with pytest.raises(BadInput, match="stage s: a network that is told a level of low_augmentation, and none in training"):
+        Objective(told.model_copy(update={"model": config.Plugin(name="unet", options=options)}), {})
+    blurred = stage("diffusion", {"low_augmentation": {"blur": [0.4, 0.6]}})
+    untold = {**blurred.model.options, "augmentation": False}
+    Objective(blurred.model_copy(update={"model": config.Plugin(name="unet", options=untold)}), {})
+    for steps, refused in ((2000, False), (1900, True)):
+        counting = {**told.model.options, "fed": "t", "table": {"name": "linear", "steps": steps}}
+        made = told.model_copy(update={"model": config.Plugin(name="unet", options=counting)})
+        if refused:
+            with pytest.raises(BadInput, match="counts t in another table"):
+                Objective(made, {})
+        else:
+            Objective(made, {})
+
+
+def test_a_projection_needs_a_low_image() -> None:
+    with pytest.raises(BadInput, match="stage s: projection 1 without a low image; allowed: projection 0"):
+        objective("diffusion", {}, low=None, projection=1)
+    made = objective("diffusion", {}, low=None)
+    with pytest.raises(BadInput, match="without a low image"):
+        made.predictor(made.players()["denoiser"], degradation="bicubic").predict(None, seeds=[1], projection=2)
+
+
+def test_a_residual_s_scale_is_measured_or_given() -> None:
+    """Players are made before it is known; a loss and a prediction without it are refused."""
+    made = Objective(stage("diffusion", {"target": "residual", "prediction": "v"}), {})
+    players = made.players()
+    for use in (lambda: made.loss("denoiser", players, batch(0, 2)), lambda: made.predictor(players["denoiser"], degradation="bicubic")):
+        with pytest.raises(BadInput, match="stage s: target residual, whose scale was not measured"):
+            use()

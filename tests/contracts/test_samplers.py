@@ -1,6 +1,5 @@
 """What every sampler keeps on every grid, alone and inside the predictor: a new one of either is tested by being named in its table."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +15,7 @@ from sr3_core.cascade import Cascade
 from sr3_core.config import Stage
 from sr3_core.diffusion import grids, process
 from sr3_core.diffusion.predictor import Predictor, thresholded
-from sr3_core.diffusion.samplers import SAMPLERS
+from sr3_core.diffusion.samplers import SAMPLERS, network_calls
 from sr3_core.diffusion.schedules import Levels
 from sr3_core.errors import BadInput
 from sr3_core.objectives.diffusion import Objective
@@ -37,12 +36,6 @@ def test_every_name_of_the_options_is_covered() -> None:
     fields = grids.Sampling.model_fields
     assert set(get_args(fields["sampler"].annotation)) == set(SAMPLERS)
     assert set(get_args(fields["grid"].annotation)) == set(GRIDS)
-
-
-def network_calls(sampler: str, gammas: Sequence[float]) -> int:
-    """One a step; Heun's are two, but for the last and for a first from gamma 0."""
-    steps = len(gammas) - 1
-    return 2 * steps - 1 - int(gammas[0] == 0.0 and steps > 1) if sampler == "heun" else steps
 
 
 def stage(*, high: int = 8, low: int | None = 4, objective: dict[str, Any] | None = None, name: str = "s", **sampling: Any) -> Stage:
@@ -194,6 +187,42 @@ def test_every_step_draws_its_own_unit_noise() -> None:
     assert [float(noise.std()) for noise in drawn] == pytest.approx([1.0] * STEPS, abs=0.05)
 
 
+@pytest.mark.parametrize("first", [0.0, 0.002])
+def test_ddim_of_eta_1_is_the_ancestral_sampler_with_the_posterior_s_variance(first: float) -> None:
+    """Step for step, on the same noise: Song et al. 2021, section 4.1. With SR3's variance, or another eta, it is not."""
+    random = torch.Generator().manual_seed(5)
+    gammas = [first, *grids.log_snr_grid(9, -2.5, 4.0).tolist()]
+    drawn = [torch.randn(2, 3, 4, 4, generator=random, dtype=torch.float64) for _ in range(len(gammas))]
+
+    def sample(sampler: str, **options: Any) -> Tensor:
+        return SAMPLERS[sampler](lambda y, gamma: torch.tanh(y + gamma), drawn[-1], gammas, lambda step: drawn[step], **options)
+
+    expected = sample("ancestral", posterior_variance=True)
+    torch.testing.assert_close(sample("ddim", eta=1.0), expected, rtol=1e-11, atol=1e-12)
+    assert min(float((other - expected).abs().max()) for other in (sample("ddim", eta=0.9), sample("ancestral"))) > 1e-3
+
+
+def test_options_that_the_sampler_does_not_read_are_said() -> None:
+    """A sampler is exchanged by its name: what the one before it read is left alone, and said."""
+    made = Objective(stage(sampler="ddim", eta=0.5), {})
+    assert made.notes == () == made.sampling_notes({"sampler": "heun", "eta": 0.0})
+    assert made.sampling_notes({"sampler": "heun"}) == ("sampling.eta=0.5 is set, but sampler heun does not read it",)
+    both = made.sampling_notes({"sampler": "dpmpp_2m", "order": 1, "posterior_variance": True})
+    assert [note.split("=")[0] for note in both] == ["sampling.eta", "sampling.posterior_variance"]
+    assert Objective(stage(sampler="ancestral", order=3), {}).notes == ("sampling.order=3 is set, but sampler ancestral does not read it",)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("levels", [{}, ZERO_TERMINAL["levels"]])
+def test_the_objective_counts_the_calls_that_are_made(sampler: str, levels: dict[str, Any]) -> None:
+    made = stage(low=None, objective={"prediction": "v", "levels": levels}, sampler=sampler)
+    predictor, network = knowing(made)
+    for changes in ({}, {"steps": 1}, {"grid": "given", "gammas": [0.001, 0.2, 0.9], "steps": 3}, {"grid": "karras", "steps": 2}):
+        network.calls.clear()
+        predictor.predict(None, seeds=[1, 2], **changes)
+        assert Objective(made, {}).network_calls(changes) == len(network.calls)
+
+
 @pytest.mark.parametrize("prediction", ["v", "x0", "edm"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_zero_terminal_snr(sampler: str, prediction: str) -> None:
@@ -210,9 +239,9 @@ def test_eps_prediction_cannot_start_at_gamma_0() -> None:
     with pytest.raises(BadInput, match="prediction to v"):
         Objective(stage(objective={"prediction": "eps", **ZERO_TERMINAL}), {})
     waived = {"prediction": "eps", "schedule_guard": "published", "schedule_guard_reason": "a test of what the guard lets through"}
-    predictor, _ = knowing(stage(low=None, objective=waived, grid="given", gammas=[0.0, 0.1, 0.5, 0.8, 0.9]))
+    made = stage(objective=waived, grid="given", gammas=[0.0, 0.1, 0.5, 0.8, 0.9])
     with pytest.raises(BadInput, match="gamma 0 with eps prediction"):
-        predictor.predict(None, seeds=[1, 2])
+        Objective(made, {})
 
 
 def by_numpy(image: np.ndarray[Any, Any], p: float) -> np.ndarray[Any, Any]:

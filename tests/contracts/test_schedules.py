@@ -61,8 +61,43 @@ def test_the_levels_of_training_cover_the_table(name: str) -> None:
         ({"end": 1.0}, "end"),
         ({"steps": 1}, "steps"),
         ({"name": "sigmoid", "logits": [3.0, -3.0]}, "ascend"),
+        (
+            {"name": "const", "start": 1e-4},
+            "start is set, but name const does not read it: take it out, or set name to linear or quadratic",
+        ),
+        ({"name": "const", "over": "alpha", "start": 0.9999}, "start is set, but name const does not read it"),
+        ({"name": "jsd", "end": 0.02}, "end is set, but name jsd does not read it"),
+        ({"name": "cosine", "start": 1e-4}, "start is set, but name cosine does not read it"),
+        ({"name": "linear", "offset": 0.01}, "offset is set, but name linear does not read it: take it out, or set name to cosine"),
+        ({"name": "cosine", "temperature": 0.9}, "temperature is set"),
+        ({"logits": [-3.0, 4.0]}, "logits is set, but name linear does not read it: take it out, or set name to sigmoid"),
+        ({"name": "sigmoid", "logits": [800.0, 900.0]}, "has no levels that descend from 1"),
+        ({"start": 1e-17, "end": 1e-17, "rescale_zero_terminal_snr": True}, "has no levels that descend from 1"),
     ],
 )
 def test_what_is_no_schedule_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         schedule(**values)
+
+
+@pytest.mark.parametrize(
+    "case", [*CASES, {"over": "alpha", "start": 0.9999, "end": 0.99}], ids=lambda case: " ".join(map(str, case.values()))
+)
+def test_a_schedule_is_read_back_from_all_of_its_values(case: dict[str, Any]) -> None:
+    """Defaults that are written out are not set."""
+    made = schedule(**case)
+    assert config.parse(Schedule, made.model_dump(mode="json")) == made
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"low": -4.5}, "low is set, but name piecewise does not read it: take it out, or set name to log_snr"),
+        ({"name": "log_normal", "high": 4.0}, "high is set, but name log_normal does not read it"),
+        ({"name": "log_snr", "mean": -1.0}, "mean is set, but name log_snr does not read it: take it out, or set name to log_normal"),
+        ({"name": "discrete", "deviation": 1.0}, "deviation is set"),
+    ],
+)
+def test_levels_refuse_what_their_law_does_not_read(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        config.parse(schedules.Levels, values)

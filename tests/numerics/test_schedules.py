@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from sr3_core.diffusion.schedules import Schedule, gamma_of, half_log_snr, zero_terminal
+from sr3_core import config
+from sr3_core.diffusion.schedules import READS, Schedule, gamma_of, half_log_snr, zero_terminal
 
 
 def product(betas: list[float]) -> list[float]:
@@ -27,9 +28,16 @@ BETAS = {
 }
 
 
+def made(name: str, *, over: str = "beta") -> Schedule:
+    """That schedule with T steps between FIRST and LAST, as far as it reads them."""
+    ends = {"start": FIRST, "end": LAST} if over == "beta" else {"start": 1 - FIRST, "end": 1 - LAST}
+    read = {key: value for key, value in ends.items() if key in READS[name]}
+    return config.parse(Schedule, {"name": name, "over": over, "steps": T, **read})
+
+
 @pytest.mark.parametrize("name", BETAS)
 def test_betas_of_the_source(name: str) -> None:
-    table = Schedule(name=name, start=FIRST, end=LAST, steps=T).gammas()  # type: ignore[arg-type]
+    table = made(name).gammas()
     np.testing.assert_allclose(table, product(BETAS[name]), rtol=1e-12)
 
 
@@ -54,9 +62,7 @@ def test_sigmoid_is_the_logistic_function_between_its_ends() -> None:
 def test_over_alpha_is_over_beta_with_the_ends_swapped_to_one_minus() -> None:
     """For what is linear in t, alpha = 1 - beta makes no difference; for the quadratic it does."""
     for name in ("linear", "const", "warmup10", "warmup50"):
-        over_beta = Schedule(name=name, start=FIRST, end=LAST, steps=T).gammas()  # type: ignore[arg-type]
-        over_alpha = Schedule(name=name, over="alpha", start=1 - FIRST, end=1 - LAST, steps=T).gammas()  # type: ignore[arg-type]
-        np.testing.assert_allclose(over_alpha, over_beta, rtol=1e-12)
+        np.testing.assert_allclose(made(name, over="alpha").gammas(), made(name).gammas(), rtol=1e-12)
     roots = [math.sqrt(1 - FIRST) + (math.sqrt(1 - LAST) - math.sqrt(1 - FIRST)) * t / (T - 1) for t in range(T)]
     quadratic = Schedule(name="quadratic", over="alpha", start=1 - FIRST, end=1 - LAST, steps=T).gammas()
     np.testing.assert_allclose(quadratic, product([1 - root**2 for root in roots]), rtol=1e-12)

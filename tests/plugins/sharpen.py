@@ -46,7 +46,13 @@ class Objective:
 
     def __init__(self, stage: Stage, measured: Mapping[str, float]) -> None:
         self.stage = stage
-        self.notes = (f"sharpened {stage.sampling.get('steps', 1)} times",)
+        self.notes = self.sampling_notes({})
+
+    def sampling_notes(self, changes: Mapping[str, Any]) -> tuple[str, ...]:
+        return (f"sharpened {self.network_calls(changes)} times",)
+
+    def network_calls(self, changes: Mapping[str, Any]) -> int:
+        return int({**self.stage.sampling, **changes}.get("steps", 1))
 
     def players(self) -> dict[str, nn.Module]:
         return {"amount": Amount(0.5)}

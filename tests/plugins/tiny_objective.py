@@ -47,6 +47,12 @@ class Objective:
         self.stage, self.measured = stage, measured
         self.options = config.options(Options, stage.objective.options, "objective")
 
+    def sampling_notes(self, changes: Mapping[str, Any]) -> tuple[str, ...]:
+        return ()
+
+    def network_calls(self, changes: Mapping[str, Any]) -> int:
+        return 1
+
     @staticmethod
     def measure(stage: Stage, batches: Any) -> dict[str, float]:
         return {"mean": float(batches.batch(0, 4).high.mean())}

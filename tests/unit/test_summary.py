@@ -1,6 +1,7 @@
 """What `sr3 show` says of a recipe before it runs: counts checked by hand and against a real network, estimates by how they scale."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -67,6 +68,8 @@ def test_counts_are_those_of_the_real_network(options: dict[str, object]) -> Non
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
             layer.register_forward_hook(count)
     network(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32), torch.full((1,), 0.5, dtype=torch.float64))
+    perceptron = [weight for name, weight in network.named_parameters() if re.fullmatch(r"embedding\.perceptron\..*weight", name)]
+    flops += sum(2 * weight.numel() for weight in perceptron)  # which is no call of its layers
     if stage.model.options["middle_attention"]:
         flops += 2 * 2 * 16**4 * 16  # two products of 16 x 16 positions over 16 channels
     found = summary.cost(stage)
@@ -96,6 +99,8 @@ def test_estimates_scale_with_devices_precision_and_steps() -> None:
     assert half["training_seconds"] < estimates()["training_seconds"] and half["memory_bytes"] < estimates()["memory_bytes"]
     assert steps["sampling_seconds"] == pytest.approx(3 * one["sampling_seconds"])
     assert estimates("stages.x2.sampling={sampler: heun, steps: 4}")["network_calls"] == 7
+    rescaled = "stages.x2.objective.options={prediction: v, levels: {schedule: {rescale_zero_terminal_snr: true}}}"
+    assert estimates("stages.x2.sampling={sampler: heun, steps: 4}", rescaled)["network_calls"] == 6
     assert estimates(device="t4")["training_seconds"] > estimates(device="a100")["training_seconds"] > estimates()["training_seconds"]
 
 
