@@ -18,6 +18,7 @@ Pictures = Callable[[str], "images.Array | None"]  # key -> (H, W, 1 or 3) uint8
 Content = Mapping[str, Any]
 
 SHOWN = 12  # pictures of one kind
+ROWS = 1000  # of a list on the page; doctor.json names all
 THUMBNAIL_PIXELS = 240
 LISTED = 5  # names in a line of the terminal without --verbose
 _EXTRA_STYLE = """
@@ -90,7 +91,7 @@ def page(content: Content, pictures: Pictures) -> str:
         _low_quality(content, pictures),
         _list("Refused inputs", [(item["key"], item["reason"], item["detail"]) for item in content["refused"]["inputs"]]),
         _list("Not looked at", [(key, "", "") for key in content["not_looked_at"]]),
-        _list("Other files", [(name, str(count), "no inputs") for name, count in content["other_files"].items()]),
+        _list("Endings of other files, which are no inputs", [(name, str(count), "") for name, count in content["other_files"].items()]),
     ]
     style = STYLE.read_text(encoding="utf-8") + _EXTRA_STYLE
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
@@ -309,5 +310,6 @@ def _image(array: images.Array, name: str, format: images.Format, *, kind: str =
 def _list(title: str, rows: Sequence[tuple[str, str, str]]) -> str:
     if not rows:
         return ""
-    cells = "".join("<tr>" + "".join(f"<td class='text'>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<h2>{title} ({len(rows)})</h2><div class="scroll"><table><tbody>{cells}</tbody></table></div>'
+    cells = "".join("<tr>" + "".join(f"<td class='text'>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[:ROWS])
+    shown = f"<p>Shown: {ROWS} of {len(rows)}; doctor.json names all.</p>" if len(rows) > ROWS else ""
+    return f'<h2>{title} ({len(rows)})</h2>{shown}<div class="scroll"><table><tbody>{cells}</tbody></table></div>'

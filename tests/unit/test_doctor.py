@@ -382,6 +382,15 @@ def test_the_page_shows_the_worst_and_needs_no_network(folder: Path) -> None:
     assert doctor_page.page(content, doctor.pictures(asked, every, examples)).count("<img ") == 3
 
 
+def test_long_lists_of_the_page_are_cut_and_say_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_page, "ROWS", 3)
+    for index in range(4):
+        (folder / f"empty{index}.png").write_bytes(b"")
+    page = doctor_page.page(examine(folder), lambda key: None)
+    assert "<h2>Refused inputs (4)</h2><p>Shown: 3 of 4; doctor.json names all.</p>" in page
+    assert "empty2" in page and "empty3" not in page
+
+
 def test_the_terminal_names_few_or_all(folder: Path) -> None:
     for index in range(9):
         (folder / f"empty{index}.png").write_bytes(b"")
