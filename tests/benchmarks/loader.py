@@ -1,6 +1,6 @@
 """Loader against a plain webdataset decode of the same shards: samples a second, in turn, one thread. Run by hand.
 
-    python -m tests.benchmarks.loader [--rounds 5]
+    python -m tests.benchmarks.loader [--rounds 5] [--codec webp]
 
 Each delivers pairs of a 256-px image and its 64-px low image as batches of floats. webdataset decodes both as whole images, whatever is
 wanted of them; so does the loader for whole images. For crops of 64 px it is measured with nothing kept, as for a set far larger than
@@ -9,6 +9,7 @@ printed: on a shared machine the second is the steadier.
 """
 
 import argparse
+import itertools
 import random
 import statistics
 import tempfile
@@ -21,7 +22,7 @@ import webdataset
 
 from sr3_core import storage
 from sr3_core.artifacts.shardset import ShardSet
-from sr3_core.config import Data, Stage
+from sr3_core.config import Codec, Data, Stage
 from sr3_core.data import shards as writer
 from sr3_core.data.loader import MicroBatches
 from sr3_core.data.sources import sample_photos
@@ -61,7 +62,12 @@ def through_loader(loader: MicroBatches, *, threads: int = 0) -> None:
 
 def through_webdataset(tars: list[str], crop: int) -> None:
     """Each pair's aligned crop at a place of its own, as a training loop would cut it."""
-    stream = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).repeat().decode("torchrgb").to_tuple("256.png", "64.png")
+    stream = (
+        webdataset.WebDataset(tars, shardshuffle=False, empty_check=False)
+        .repeat()
+        .decode("torchrgb")
+        .to_tuple("256.png;256.webp", "64.png;64.webp")
+    )
     place = random.Random(0)
 
     def cut(pair: Any) -> Any:
@@ -70,9 +76,10 @@ def through_webdataset(tars: list[str], crop: int) -> None:
         top, left, side = row // 4, column // 4, crop // 4
         return high[:, row : row + crop, column : column + crop], low[:, top : top + side, left : left + side]
 
-    batches = iter(stream.map(cut).batched(BATCH))
+    pairs = iter(stream.map(cut))  # its own batches would leave an epoch's rest out, or be smaller
     for _ in range(NUM_BATCHES):
-        next(batches)
+        for images in zip(*itertools.islice(pairs, BATCH), strict=True):
+            assert torch.stack(images).shape[0] == BATCH
 
 
 def measure(runs: dict[str, Callable[[], None]], rounds: int) -> None:
@@ -87,16 +94,21 @@ def measure(runs: dict[str, Callable[[], None]], rounds: int) -> None:
     for name in runs:
         least, middle, least_cpu, middle_cpu = (1e3 * of(times[name]) for times in (wall, cpu) for of in (min, statistics.median))
         times = f"wall min {least:6.1f} median {middle:6.1f}, cpu min {least_cpu:6.1f} median {middle_cpu:6.1f} ms a batch of {BATCH}"
-        print(f"{name:36s} {times}, {1e3 * BATCH / least:5.0f} samples/s, n={rounds}")
+        each = " ".join(f"{1e3 * seconds:.1f}" for seconds in cpu[name])
+        print(f"{name:34s} {times} ({each}), {1e3 * BATCH / least_cpu:5.0f} samples a CPU second")
+    print(f"n = {NUM_BATCHES} batches of {BATCH} x {rounds} rounds")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="loader against webdataset, both raw times")
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--codec", choices=("png", "webp"), default="png")
+    given = parser.parse_args()
+    rounds = given.rounds
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        writer.build(folder, DATA, sample_photos.examples(sample_photos.Options()), fingerprint="benchmark")
+        data = DATA.model_copy(update={"codec": Codec(format=given.codec)})
+        writer.build(folder, data, sample_photos.examples(sample_photos.Options()), fingerprint="benchmark")
         cold, warm = ShardSet.open(folder, cache_bytes=0), ShardSet.open(folder)
         tars = [storage.join(folder, shard["name"]) for shard in warm.manifest["shards"] if shard["split"] == "train"]
         whole, crops = MicroBatches(cold, stage(256, 1)), MicroBatches(cold, stage(64, 1))
