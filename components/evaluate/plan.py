@@ -86,8 +86,8 @@ class Setting:
 class Job:
     """One photo through one model. ``sampling``: JSON of the options of every stage; None makes ``model`` a baseline.
 
-    ``calls``: of every stage's network for one sample, () for a baseline. ``metrics``: (name, JSON of options). ``pictured``: names of
-    the tasks whose output is kept as a picture.
+    ``pixels``: those that pass through every stage's network for one sample, () for a baseline. ``metrics``: (name, JSON of options).
+    ``pictured``: names of the tasks whose output is kept as a picture.
     """
 
     setting: Setting
@@ -95,7 +95,7 @@ class Job:
     model: str
     tasks: tuple[Task, ...]
     sampling: tuple[str, ...] | None
-    calls: tuple[int, ...]
+    pixels: tuple[int, ...]
     metrics: tuple[tuple[str, str], ...]
     pictured: tuple[str, ...] = ()
 
@@ -104,7 +104,7 @@ class Job:
         """Work in pixels through the network, roughly: what takes longest starts first."""
         if self.sampling is None:
             return float(sum(task.high**2 for task in self.tasks)) / 100
-        return _cost(self.calls, {index: task.high for task in self.tasks for index in range(task.first, task.stop)})
+        return float(sum(self.pixels[index] for index in {index for task in self.tasks for index in range(task.first, task.stop)}))
 
     @property
     def name(self) -> str:
@@ -117,21 +117,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Draw:
-    """One image from noise by ``outputs``, all of one chain; ``number`` counts them. ``sides``: what every stage makes, in pixels.
+    """One image from noise by ``outputs``, all of one chain; ``number`` counts them. ``sampling`` and ``pixels``: as a Job's.
     ``label`` is the class that is asked for, None where the chain is told none."""
 
     setting: Setting
     number: int
     outputs: tuple[Generated, ...]
     sampling: tuple[str, ...]
-    calls: tuple[int, ...]
-    sides: tuple[int, ...]
+    pixels: tuple[int, ...]
     label: int | None
 
     @property
     def cost(self) -> float:
         """As a Job's."""
-        return _cost(self.calls, dict(enumerate(self.sides)))
+        return float(sum(self.pixels))
 
     @property
     def key(self) -> str:
@@ -194,8 +193,8 @@ def search_jobs(
             raise BadInput(got, f"at least one, to choose the sampling of {task.name}", "add photos or require these levels of that split")
         for candidate in _different(merged(stages[task.first], candidate) for candidate in search.candidates):
             sampling = tuple(candidate if index == task.first else "{}" for index in range(len(stages)))
-            calls = _calls(stages, sampling)
-            jobs += [Job(setting, photo, OURS, (task,), sampling, calls, (as_text(judge),)) for photo in judged]
+            pixels = _pixels(stages, sampling)
+            jobs += [Job(setting, photo, OURS, (task,), sampling, pixels, (as_text(judge),)) for photo in judged]
     return jobs
 
 
@@ -226,12 +225,12 @@ def model_jobs(
     jobs: list[Job] = []
     for model, change in ((OURS, {}), *evaluation.variants.items()):
         sampling = tuple(_json({**chosen.get(stage.name, {}), **(change if stage.low is not None else {})}) for stage in stages)
-        calls = _calls(stages, sampling)
+        pixels = _pixels(stages, sampling)
         for photo in found:
             for first in range(len(stages)):
                 served = tuple(task for task in every_task if task.first == first and photo.serves(task))
                 if served:
-                    jobs.append(Job(setting, photo, model, served, sampling, calls, metrics, _shown(served, photo, shown)))
+                    jobs.append(Job(setting, photo, model, served, sampling, pixels, metrics, _shown(served, photo, shown)))
     return jobs
 
 
@@ -241,9 +240,9 @@ def draws(
     """``NUM_PICTURED`` images from noise, each through the whole chain; none when there is nothing to draw."""
     if not outputs:
         return []
-    sampling, sides = tuple(_json(chosen[stage.name]) for stage in stages), tuple(stage.high for stage in stages)
-    calls = _calls(stages, sampling)
-    return [Draw(setting, number, tuple(outputs), sampling, calls, sides, label) for number, label in enumerate(drawn_labels(stages))]
+    sampling = tuple(_json(chosen[stage.name]) for stage in stages)
+    pixels = _pixels(stages, sampling)
+    return [Draw(setting, number, tuple(outputs), sampling, pixels, label) for number, label in enumerate(drawn_labels(stages))]
 
 
 def drawn_labels(stages: Sequence[Stage]) -> list[int | None]:
@@ -284,19 +283,16 @@ def changes(stage: Stage, evaluation: Evaluation) -> list[Mapping[str, Any]]:
     return [{}, *(evaluation.search.candidates if evaluation.search is not None else ()), *evaluation.variants.values()]
 
 
-def _calls(stages: Sequence[Stage], sampling: Sequence[str]) -> tuple[int, ...]:
-    """Of every stage's network for one sample by its options; the objective counts them."""
+def _pixels(stages: Sequence[Stage], sampling: Sequence[str]) -> tuple[int, ...]:
+    """Through every stage's network for one sample by its options; the objective counts the calls."""
     objectives = [plugins.load("objectives", stage.objective.name).Objective(stage, {}) for stage in stages]
-    return tuple(made.network_calls(json.loads(options)) for made, options in zip(objectives, sampling, strict=True))
-
-
-def _cost(calls: Sequence[int], sides: Mapping[int, int]) -> float:
-    return float(sum(side**2 * calls[index] for index, side in sides.items()))
+    calls = [made.network_calls(json.loads(options)) for made, options in zip(objectives, sampling, strict=True)]
+    return tuple(stage.high**2 * count for stage, count in zip(stages, calls, strict=True))
 
 
 def _identity(job: Job | Draw) -> str:
     values = asdict(job)
-    del values["calls"]  # which follow from what is left
+    del values["pixels"]  # which follow from what is left
     for where_it_runs in ("threads", "device", "folder", "shards_uri"):
         del values["setting"][where_it_runs]
     values["setting"]["bundles"] = [sha256 for _, sha256 in job.setting.bundles]

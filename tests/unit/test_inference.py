@@ -180,6 +180,24 @@ def test_upscale_of_several_and_of_samples(cascade: Path, photo: Path, tmp_path:
     assert Path(written[0]).read_bytes() != Path(written[1]).read_bytes()
 
 
+def test_upscale_says_what_there_is_to_know_of_its_sampling(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Warnings of the schedule guard and options that are left unread: a line each, and nothing where nothing is to be said."""
+    stage = config.load(str(RECIPES / "pair.yaml")).stages[0]
+    state = plugins.load("objectives", stage.objective.name).Objective(stage, {}).players()["denoiser"].state_dict()
+    sampling = {**stage.sampling, "eta": 0.5, "start": -1.0}
+    place = str(tmp_path / "model")
+    ModelBundle.save(place, stage=stage, network_state=state, measured={}, degradation="bicubic", lineage={}, sampling=sampling)
+    upscale.run([str(photo)], str(tmp_path / "a.png"), model=place)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "x16: " in line]
+    assert "x16: warning: sampling starts from pure noise at gamma 0.119" in said
+    upscale.run([str(photo)], str(tmp_path / "b.png"), model=place, sampler="heun")
+    assert "x16: sampling.eta=0.5 is set, but sampler heun does not read it" in capsys.readouterr().out
+    plain = load_model(place)
+    assert plain.sampling_notes(eta=0.0, start=-3.5) == []
+    with pytest.raises(BadInput, match="sampling starts at gamma"):
+        plain.sampling_notes(start=-5.0)
+
+
 def test_upscale_refuses_before_it_works(photo: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin" / photo.name
     twin.parent.mkdir()
