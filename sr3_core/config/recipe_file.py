@@ -76,9 +76,16 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _m
 
 def _parse_yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+        return _apart(yaml.load(text, _StrictLoader))  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, TypeError, ValueError) as error:  # a list as a key is a TypeError, the 99th month a ValueError
         raise BadInput(f"{origin}: {error}", "YAML with each key once", "mend that line") from None
+
+
+def _apart(value: Any) -> Any:
+    """``value`` with every mapping and list its own: a change of one stage must not change another that was written as its alias."""
+    if isinstance(value, dict):
+        return {key: _apart(item) for key, item in value.items()}
+    return [_apart(item) for item in value] if isinstance(value, list) else value
 
 
 def _read_extending(name_or_path: str, beside: Path, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import pytest
 from sr3_core import config
 from sr3_core.errors import BadInput
 
+PAIR = str(Path(__file__).resolve().parents[1] / "recipes" / "pair.yaml")
+
 
 def refused(*words: str, recipe: str = "demo", overrides: tuple[str, ...] = ()) -> str:
     with pytest.raises(BadInput) as caught:
@@ -116,6 +118,15 @@ def test_overrides_reach_items_by_name_and_by_index() -> None:
     by_name = config.load("demo", ["stages.sr1024.training.seed=9", "data.options.uri=/a b/%c#d"])
     by_index = config.load("demo", ["stages.1.training.seed=9", "data.options={uri: '/a b/%c#d'}"])
     assert by_name == by_index and by_name.stages[1].training.seed == 9
+
+
+def test_a_change_of_one_stage_leaves_another_that_is_its_alias() -> None:
+    """The pair's second stage is written as ``model: *model`` and takes over what its first trains with."""
+    changes = ("model.options.channels=16", "training.augment.zoom=1.5", "training.optimizer.learning_rate=0.5")
+    plain, changed = (config.load(PAIR, [f"stages.x16.{change}" for change in given]) for given in ((), changes))
+    assert changed.stages[1] == plain.stages[1]
+    first = changed.stages[0]
+    assert (first.model.options["channels"], first.training.augment.zoom, first.training.optimizer.learning_rate) == (16, 1.5, 0.5)
 
 
 @pytest.mark.parametrize("text", ["my photos #1", "%2F%x", "a: b", "- x", "@home", "12 # 13", "2024", "2024-05-01", "2024-99-99"])
