@@ -38,9 +38,9 @@ def test_a_good_folder_is_0_and_stdout_is_the_answer(folder: Path) -> None:
 
 
 def test_json_is_json_alone_whatever_progress_says(folder: Path, sr3: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
-    from sr3_core import doctor as implementation
+    from sr3_core.doctor import examination
 
-    monkeypatch.setattr(implementation, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(examination, "QUIET_SECONDS", 0.0)
     done = doctor(str(folder), "--json")
     assert done.exit_code == 0
     assert "sr3| doctor look 3/3 photos" in done.stderr

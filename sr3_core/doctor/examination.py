@@ -1,31 +1,27 @@
-"""`sr3 doctor SOURCE`: looks at every input of a source before any training and says what is wrong and what recipe would work. No torch.
-
-What can be said of one image is in doctor_checks.py, what is said of all in doctor_findings.py, how it is shown in doctor_page.py.
-"""
+"""Looking at every input, and at a few as prepare would make them, to say what a source holds and what all of it would cost."""
 
 import contextlib
-import difflib
 import hashlib
 import io
 import os
-import re
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from sr3_core import config, doctor_checks, doctor_findings, doctor_page, doctor_verdict, images, plugins, storage
-from sr3_core.config import Data, recipe_file
+from sr3_core import config, images, storage
+from sr3_core.config import Data
 from sr3_core.data import plan, reading, shards
 from sr3_core.data.degrade import detail
 from sr3_core.data.sources import _files
 from sr3_core.data.sources._base import Example
-from sr3_core.doctor_findings import Seen
-from sr3_core.errors import EXIT_DONE, EXIT_FAILED, BadInput, nearest
+from sr3_core.doctor import checks, findings, page, verdict
+from sr3_core.doctor.asked import Asked
+from sr3_core.doctor.findings import Seen
+from sr3_core.errors import BadInput
 from sr3_core.progress import Progress
 
 ROOM = "doctor"
@@ -33,105 +29,16 @@ MEASURED_PHOTOS = 6  # that are prepared to tell what all would cost
 QUIET_SECONDS = 2.0  # progress is shown of what takes longer
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What SOURCE and --set stand for. ``is_judged``: the section is a recipe's (``recipe`` is its name) or its levels were given;
-    else ``data`` says the source alone and a section is proposed."""
-
-    data: Data
-    is_judged: bool
-    recipe: str = ""
-
-
-def run(source: str, overrides: Sequence[str], *, as_json: bool, report: str, limit: int | None, verbose: bool) -> int:
-    """Print the answer, and write doctor.html and doctor.json to the folder or URI ``report``. The exit code.
-
-    0: usable (there may be warnings); 1: not usable as it is, or the recipe's prepare would refuse it. Raises BadInput (2) for a source,
-    a recipe or a report folder that cannot be used. Progress goes to stderr: stdout is the answer alone.
-    """
-    asked = resolve(source, overrides)
-    if report:
-        storage.check_writable(report)
-    with contextlib.redirect_stdout(sys.stderr):
-        content, seen, examples = examine(asked, limit=limit)
-        if report:
-            pages = {
-                "doctor.json": storage.json_bytes(content),
-                "doctor.html": doctor_page.page(content, pictures(asked, seen, examples)).encode("utf-8", "backslashreplace"),
-            }
-            for name, data in pages.items():
-                storage.write_bytes(storage.join(storage.absolute(report), name), data)
-    if as_json:
-        print(storage.json_bytes(content).decode(), end="")
-    else:
-        print(doctor_page.text(content, verbose=verbose))
-        if report:
-            print(f"report: {storage.join(storage.absolute(report), 'doctor.html')}")
-    return EXIT_DONE if content["verdict"]["usable"] else EXIT_FAILED
-
-
-def resolve(source: str, overrides: Sequence[str]) -> Asked:
-    """The data section that ``source`` names: a recipe (name or YAML file), a source plug-in (name or dotted module), a folder or URI.
-
-    A folder with the name of a recipe or plug-in is given as ``./name``. Overrides of a recipe are those of ``sr3 run``; else
-    ``uri=...`` is an option of the source and ``data.levels=...`` a key of the section. Raises BadInput.
-    """
-    if source in config.recipe_names() or source.endswith((".yaml", ".yml")):
-        recipe = config.load(source, overrides)
-        return Asked(recipe.data, True, recipe.name)
-    name, options = _named(source)
-    values: dict[str, Any] = {"data": {"source": name, "levels": [1], "options": options}}
-    fields = getattr(plugins.load("data.sources", name), "Options", Data).model_fields
-    for item in overrides:
-        key = re.split(r"[.=]", item)[0]
-        if key in Data.model_fields and key not in fields:
-            raise BadInput(f"--set {item}", f"an option of {name}, or a key of the section with data. before it", f"--set data.{item}")
-    given = [item if item.startswith("data.") else f"data.options.{item}" for item in overrides]
-    recipe_file.change(values, given)
-    place = values["data"]["options"].get("uri")
-    if isinstance(place, str) and place:
-        values["data"]["options"]["uri"] = storage.absolute(place)  # the values that are proposed work from any folder
-    asked = config.parse(Data, values["data"])
-    try:
-        reading.source_of(asked)
-    except BadInput as error:
-        lacking = error.got.removeprefix("no value for data.options.")
-        raise error if lacking == error.got else BadInput(error.got, error.allowed, f"--set {lacking}=...") from None
-    return Asked(asked, any(item.startswith("data.levels=") for item in given))
-
-
-def _named(source: str) -> tuple[str, dict[str, Any]]:
-    """(plug-in, options) that SOURCE stands for: a place is a folder, or a file of many images by its ending."""
-    names = plugins.names("data.sources")
-    container = _files.container_plugin(source)
-    is_pattern = any(character in source for character in "*?[")
-    is_there = source not in names and os.path.exists(source)
-    if is_pattern or is_there or container or "://" in source or os.sep in source or source[:1] == "~":
-        if container or not (storage.is_local(source) and os.path.isfile(os.path.expanduser(source))):
-            return container or "folder", {"uri": source}
-        if source.lower().endswith(".npy"):
-            return "stack", {"uri": source}
-        if source.endswith(".py"):
-            do = "put it into sr3_core/data/sources and name it without .py, or give its dotted name with its folder on PYTHONPATH"
-            raise BadInput(f"{source} is a file of Python", "a plug-in by its name", do)
-        raise BadInput(f"{source} is a file", f"a folder, or a file that ends in {', '.join(_files.CONTAINERS)}", "give its folder")
-    if source not in names and "." not in source:
-        known = [*names, *difflib.get_close_matches(source, config.recipe_names(), n=1, cutoff=0.5)]
-        do = "name one of these, or write your own: sr3 doctor --example prints one"
-        raise BadInput(f"unknown source {source!r}", f"a recipe, ./FOLDER, a URI, or a plug-in: {nearest(source, known)}", do)
-    return source, {}
-
-
 def examine(asked: Asked, *, limit: int | None) -> tuple[dict[str, Any], list[Seen], dict[str, Example]]:
     """The whole answer as JSON values, what was seen of each input, and the inputs by key.
 
-    Beside the keys of ``doctor_findings.findings``:
+    Beside the keys of ``findings.findings``:
 
     source          name, options
     recipe, judged  its name or null; whether the section is a recipe's or its levels were given
     not_looked_at   keys
     other_files     ending -> files below the source's uri that are no inputs and hold none
-    verdict         as ``doctor_verdict.verdict``
+    verdict         as ``verdict.verdict``
     estimate        photos, samples, shards, bytes, seconds_per_core, measured_on (photos); null where nothing can be prepared
     seconds         that it took
 
@@ -144,14 +51,14 @@ def examine(asked: Asked, *, limit: int | None) -> tuple[dict[str, Any], list[Se
     others = other_files(options, listed)
     seen = look_at_all(chosen, asked)
     data = asked.data if asked.is_judged else None
-    content = doctor_findings.findings(seen, listed=len(listed), data=data, near_looked_for=_can_hash())
-    section = data or doctor_verdict.proposed(seen, asked.data.source, asked.data.options)
+    content = findings.findings(seen, listed=len(listed), data=data, near_looked_for=_can_hash())
+    section = data or verdict.proposed(seen, asked.data.source, asked.data.options)
     content["source"] = {"name": asked.data.source, "options": asked.data.model_dump(mode="json")["options"]}
     content["recipe"], content["judged"] = asked.recipe or None, asked.is_judged
     content["other_files"] = others
     looked_at = {example.key for example in chosen}
     content["not_looked_at"] = [example.key for example in listed if example.key not in looked_at]
-    content["verdict"] = doctor_verdict.verdict(content, seen, section, is_judged=asked.is_judged)
+    content["verdict"] = verdict.verdict(content, seen, section, is_judged=asked.is_judged)
     content["estimate"] = estimate(seen, chosen, section, listed=len(listed)) if section and content["verdict"]["usable"] else None
     content["seconds"] = round(time.monotonic() - start, 3)
     return content, seen, {example.key: example for example in chosen}
@@ -211,7 +118,7 @@ def look(example: Example, asked: Asked, *, is_hashed: bool) -> Seen:
         wanted = (asked.data.channels, asked.data.bits) if asked.is_judged else natural(header)
         array = images.decode(data, channels=wanted[0], bits=wanted[1])
     except FileNotFoundError:
-        return replace(seen, reason=doctor_findings.MISSING, reason_detail="no such file")
+        return replace(seen, reason=findings.MISSING, reason_detail="no such file")
     except IsADirectoryError:
         return replace(seen, reason="not a file")
     except PermissionError as error:
@@ -219,7 +126,7 @@ def look(example: Example, asked: Asked, *, is_hashed: bool) -> Seen:
     except images.BadImage as error:
         return replace(seen, reason=error.reason, reason_detail=error.detail)
     measured = detail(array)
-    is_flat = measured < doctor_checks.FLAT_DETAIL  # a flat image has no detail to end anywhere
+    is_flat = measured < checks.FLAT_DETAIL  # a flat image has no detail to end anywhere
     return replace(
         seen,
         near_hash=images.perceptual_hash(array) if is_hashed else "",
@@ -229,9 +136,9 @@ def look(example: Example, asked: Asked, *, is_hashed: bool) -> Seen:
         channels=array.shape[2],
         height=array.shape[0],
         width=array.shape[1],
-        jpeg_quality=doctor_checks.jpeg_quality(data),
+        jpeg_quality=checks.jpeg_quality(data),
         detail=measured,
-        enlarged=None if is_flat else doctor_checks.enlarged(doctor_checks.luminance(array)),
+        enlarged=None if is_flat else checks.enlarged(checks.luminance(array)),
     )
 
 
@@ -256,13 +163,13 @@ def estimate(seen: Sequence[Seen], examples: Sequence[Example], data: Data, *, l
 
     Bytes and seconds are scaled by pixels written, and pixels read and written. None when no photo can be prepared.
     """
-    made = doctor_verdict.planned(seen, data)
+    made = verdict.planned(seen, data)
     photos = {sample.photo.key: sample.photo for shard in made.shards for sample in shard.samples}
     if not photos:
         return None
     keys = sorted(photos)
     chosen = set(keys[:: max(1, len(keys) // MEASURED_PHOTOS)][:MEASURED_PHOTOS])
-    written = {key: doctor_verdict.written_pixels(photo.height, photo.width, data) for key, photo in photos.items()}
+    written = {key: verdict.written_pixels(photo.height, photo.width, data) for key, photo in photos.items()}
     handled = {key: written[key] + photo.height * photo.width for key, photo in photos.items()}
     changes = {
         "split": config.Split(by="content_hash", val=0, test=0, minimum={}),
@@ -288,7 +195,7 @@ def estimate(seen: Sequence[Seen], examples: Sequence[Example], data: Data, *, l
     }
 
 
-def pictures(asked: Asked, seen: Sequence[Seen], examples: Mapping[str, Example]) -> doctor_page.Pictures:
+def pictures(asked: Asked, seen: Sequence[Seen], examples: Mapping[str, Example]) -> page.Pictures:
     """Reads the input of a key once more: what the page shows of the worst is not kept until then."""
     by_key = {item.key: item for item in seen}
 

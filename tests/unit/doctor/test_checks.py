@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sr3_core import doctor_checks, images
+from sr3_core import images
 from sr3_core.data.sources import sample_photos
+from sr3_core.doctor import checks
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 RATE = 0.9  # of the copies found; measured figures stand in the docstring of ``enlarged``
@@ -21,8 +22,8 @@ def photos() -> dict[str, Pixels]:
     return {example.key: images.decode((sample_photos.FOLDER / f"{example.key}.jpg").read_bytes()) for example in found}
 
 
-def look(pixels: Pixels) -> doctor_checks.Enlarged | None:
-    return doctor_checks.enlarged(doctor_checks.luminance(pixels))
+def look(pixels: Pixels) -> checks.Enlarged | None:
+    return checks.enlarged(checks.luminance(pixels))
 
 
 def enlarge(pixels: Pixels, scale: int, filter: images.Filter) -> Pixels:
@@ -46,7 +47,7 @@ def test_no_photo_of_good_quality_is_named(photos: dict[str, Pixels]) -> None:
     [(2, "lanczos", None, "smooth"), (3, "bicubic", 85, "smooth"), (4, "bicubic", None, "smooth"), (2, "nearest", 75, "repeated")],
 )
 def test_enlarged_copies_are_found(scale: int, filter: images.Filter, quality: int | None, kind: str, photos: dict[str, Pixels]) -> None:
-    found: list[doctor_checks.Enlarged] = []
+    found: list[checks.Enlarged] = []
     for pixels in photos.values():
         copy = enlarge(pixels, scale, filter)
         if result := look(jpeg(copy, quality) if quality else copy):
@@ -79,7 +80,7 @@ def test_noise_and_small_images_are_not_named() -> None:
 
 def test_the_repeated_block_is_measured() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-    for scale in doctor_checks.REPEATS:
+    for scale in checks.REPEATS:
         found = look(cast(Pixels, images.resize(noise, (96 * scale, 96 * scale), "nearest")))
         assert found is not None and (found.kind, found.scale) == ("repeated", scale)
 
@@ -88,34 +89,34 @@ def test_sixteen_bits_and_many_channels_are_judged_as_eight_bits() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     enlarged = cast(Pixels, images.resize(noise, (256, 256), "bicubic"))
     deep = enlarged.astype(np.uint16) * 257
-    assert np.allclose(doctor_checks.luminance(deep), doctor_checks.luminance(enlarged), atol=1e-2)
+    assert np.allclose(checks.luminance(deep), checks.luminance(enlarged), atol=1e-2)
     five = np.concatenate([enlarged, enlarged[:, :, :2]], axis=2)
-    assert doctor_checks.luminance(five).shape == (256, 256)
+    assert checks.luminance(five).shape == (256, 256)
     assert look(five) is not None
 
 
 def test_the_spectrum_of_white_noise_is_flat() -> None:
     white = np.random.default_rng(0).normal(128, 20, (256, 256)).astype(np.float32)
-    rings = doctor_checks.spectrum([white])
-    assert rings.shape == (doctor_checks.RINGS,)
+    rings = checks.spectrum([white])
+    assert rings.shape == (checks.RINGS,)
     assert np.ptp(rings[2:]) < 0.3  # decades
-    assert doctor_checks.steepest_fall(rings)[1] < 0.2
+    assert checks.steepest_fall(rings)[1] < 0.2
 
 
 def test_detailed_places_lie_where_the_detail_is() -> None:
     light = np.full((700, 900), 128, np.float32)
     light[400:600, 100:300] = np.random.default_rng(0).uniform(0, 255, (200, 200))
-    top, left, side = doctor_checks.detailed_places(light)[0]
-    assert side == doctor_checks.TILE
+    top, left, side = checks.detailed_places(light)[0]
+    assert side == checks.TILE
     assert top < 600 and top + side > 400 and left < 300 and left + side > 100
-    assert all(0 <= t <= 700 - side and 0 <= x <= 900 - side for t, x, _ in doctor_checks.detailed_places(light))
+    assert all(0 <= t <= 700 - side and 0 <= x <= 900 - side for t, x, _ in checks.detailed_places(light))
 
 
 @pytest.mark.parametrize("quality", [1, 5, 20, 30, 50, 74, 75, 76, 90, 95, 99, 100])
 def test_jpeg_quality_is_the_one_asked_for(quality: int) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(buffer, "JPEG", quality=quality)
-    assert abs((doctor_checks.jpeg_quality(buffer.getvalue()) or 0) - quality) <= 1
+    assert abs((checks.jpeg_quality(buffer.getvalue()) or 0) - quality) <= 1
 
 
 @pytest.mark.parametrize(
@@ -129,4 +130,4 @@ def test_jpeg_quality_is_the_one_asked_for(quality: int) -> None:
     ],
 )
 def test_jpeg_quality_of_no_jpeg_is_none(broken: Callable[[bytes], bytes]) -> None:
-    assert doctor_checks.jpeg_quality(broken(images.encode(np.zeros((16, 16, 3), np.uint8), "jpeg", 80))) is None
+    assert checks.jpeg_quality(broken(images.encode(np.zeros((16, 16, 3), np.uint8), "jpeg", 80))) is None

@@ -11,7 +11,7 @@ from typing import Any
 
 from sr3_core.config import Data, SplitName
 from sr3_core.data import near
-from sr3_core.doctor_checks import FLAT_DETAIL, LOW_JPEG_QUALITY, MIN_SIDE, Enlarged
+from sr3_core.doctor.checks import FLAT_DETAIL, LOW_JPEG_QUALITY, MIN_SIDE, Enlarged
 
 SCHEMA_VERSION = 1
 LADDER = (16, 32, 64, 128, 256, 512, 1024, 2048)  # levels that are looked at when no recipe names its own

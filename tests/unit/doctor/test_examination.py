@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sr3_core import doctor, doctor_findings, doctor_page, doctor_verdict, images, plugins
+from sr3_core import doctor, images, plugins
 from sr3_core.config import Data
 from sr3_core.data.sources import sample_photos
 from sr3_core.data.sources._base import Example
-from sr3_core.doctor_findings import Seen
+from sr3_core.doctor import examination, findings, page, verdict
+from sr3_core.doctor.findings import Seen
 from sr3_core.errors import BadInput
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -104,7 +105,7 @@ def seen(key: str, **changes: Any) -> Seen:
 
 
 def found(*items: Seen) -> dict[str, Any]:
-    return doctor_findings.findings(items, listed=len(items), data=None, near_looked_for=True)
+    return findings.findings(items, listed=len(items), data=None, near_looked_for=True)
 
 
 def test_photos_of_one_scene_in_two_splits_leak() -> None:
@@ -145,7 +146,7 @@ def agrees(value: Any, schema: Any) -> bool:
 
 def test_the_keys_of_the_answer_are_those_of_its_schema(folder: Path) -> None:
     content = json.loads(json.dumps(examine(folder)))
-    assert content["schema"] == doctor_findings.SCHEMA_VERSION == 1
+    assert content["schema"] == findings.SCHEMA_VERSION == 1
     assert agrees(content, SCHEMA), content
     assert not agrees({**content, "more": 1}, SCHEMA) and not agrees({**content, "labels": "1"}, SCHEMA)
 
@@ -299,7 +300,7 @@ def test_files_that_are_no_inputs_are_counted(folder: Path) -> None:
     content = examine(folder)
     assert content["other_files"] == {".heic": 2, ".cr2": 1, ".txt": 1, "none": 1} and content["inputs"]["listed"] == 6
     assert content["verdict"]["warnings"] == ["pictures with endings that are no inputs: .heic 2, .cr2 1; convert them to PNG or TIFF"]
-    assert "other files, which are no inputs: .heic 2, .cr2 1, .txt 1, none 1" in doctor_page.text(content, verbose=False)
+    assert "other files, which are no inputs: .heic 2, .cr2 1, .txt 1, none 1" in page.text(content, verbose=False)
 
 
 def test_arrays_of_too_many_channels_are_refused_as_a_stack(folder: Path) -> None:
@@ -317,7 +318,7 @@ def test_a_source_of_which_most_is_missing_is_not_usable(folder: Path) -> None:
     assert not content["verdict"]["usable"] and content["verdict"]["data"] is None and content["estimate"] is None
     assert content["verdict"]["problems"][0].startswith("most inputs cannot be used")
     assert content["verdict"]["warnings"][0].endswith("; fetch what is missing, or narrow data.options")
-    assert "refused, missing (no such file), 4: 00002, 00003" in doctor_page.text(content, verbose=False)
+    assert "refused, missing (no such file), 4: 00002, 00003" in page.text(content, verbose=False)
     part = doctor.examine(doctor.resolve("celebahq", (f"uri={folder}", "numbers=[0, 5]", "data.levels=[16, 64]")), limit=None)[0]
     assert part["judged"] and "prepare would refuse it" in part["verdict"]["problems"][0]
 
@@ -332,7 +333,7 @@ def test_published_splits_that_the_proposal_drops_are_said(tmp_path: Path) -> No
 
 
 def test_the_values_shown_are_those_that_are_not_defaults(folder: Path) -> None:
-    lines = doctor_page.settings(examine(folder))
+    lines = page.settings(examine(folder))
     assert lines[0] == "data:" and f'  options: {{"uri": "{folder}"}}' in lines and '  split: {"by": "content_hash"}' in lines
     names = [line.split(":")[0].strip() for line in lines]
     assert not {"bits", "channels", "codec", "shard_samples"} & set(names) and "levels" in names and "fit" in names
@@ -360,10 +361,10 @@ def test_a_remote_folder(folder: Path) -> None:
 
 def test_a_missing_file_and_one_that_may_not_be_read_are_reasons(folder: Path) -> None:
     asked = doctor.resolve(str(folder), ())
-    gone = doctor.look(Example(key="gone", uri=str(folder / "gone.png")), asked, is_hashed=False)
+    gone = examination.look(Example(key="gone", uri=str(folder / "gone.png")), asked, is_hashed=False)
     assert gone.reason == "missing"
     (folder / "inner.png").mkdir()
-    assert doctor.look(Example(key="x", uri=str(folder / "inner.png")), asked, is_hashed=False).reason == "not a file"
+    assert examination.look(Example(key="x", uri=str(folder / "inner.png")), asked, is_hashed=False).reason == "not a file"
 
 
 def test_the_page_shows_the_worst_and_needs_no_network(folder: Path) -> None:
@@ -373,29 +374,29 @@ def test_the_page_shows_the_worst_and_needs_no_network(folder: Path) -> None:
     (folder / "empty.png").write_bytes(b"")
     asked = doctor.resolve(str(folder), ())
     content, every, examples = doctor.examine(asked, limit=None)
-    page = doctor_page.page(content, doctor.pictures(asked, every, examples))
-    assert "a&lt;b&gt;" in page and "a<b>" not in page
-    assert page.count("<img ") == 2 + 1 + 2  # whole and close of one, the flat one, the pair
-    assert "http" not in page.replace("http-equiv", "") and "<script" not in page
-    assert "empty file" in page and "each pixel repeated x3" in page
+    html = page.page(content, doctor.pictures(asked, every, examples))
+    assert "a&lt;b&gt;" in html and "a<b>" not in html
+    assert html.count("<img ") == 2 + 1 + 2  # whole and close of one, the flat one, the pair
+    assert "http" not in html.replace("http-equiv", "") and "<script" not in html
+    assert "empty file" in html and "each pixel repeated x3" in html
     (folder / "enlarged.png").unlink()  # gone between the look and the page
-    assert doctor_page.page(content, doctor.pictures(asked, every, examples)).count("<img ") == 3
+    assert page.page(content, doctor.pictures(asked, every, examples)).count("<img ") == 3
 
 
 def test_long_lists_of_the_page_are_cut_and_say_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_page, "ROWS", 3)
+    monkeypatch.setattr(page, "ROWS", 3)
     for index in range(4):
         (folder / f"empty{index}.png").write_bytes(b"")
-    page = doctor_page.page(examine(folder), lambda key: None)
-    assert "<h2>Refused inputs (4)</h2><p>Shown: 3 of 4; doctor.json names all.</p>" in page
-    assert "empty2" in page and "empty3" not in page
+    html = page.page(examine(folder), lambda key: None)
+    assert "<h2>Refused inputs (4)</h2><p>Shown: 3 of 4; doctor.json names all.</p>" in html
+    assert "empty2" in html and "empty3" not in html
 
 
 def test_the_terminal_names_few_or_all(folder: Path) -> None:
     for index in range(9):
         (folder / f"empty{index}.png").write_bytes(b"")
     content = examine(folder)
-    short, long = doctor_page.text(content, verbose=False), doctor_page.text(content, verbose=True)
+    short, long = page.text(content, verbose=False), page.text(content, verbose=True)
     assert "and 4 more (--verbose names all)" in short and "empty8" not in short
     assert all(f"empty{index}" in long for index in range(9))
     assert "warning: 9 of 15 inputs cannot be used (empty file 9)" in short
@@ -410,9 +411,9 @@ def test_written_pixels_are_those_of_the_pyramid(folder: Path) -> None:
         data = Data.model_validate({"source": "folder", "levels": [32, 64, 128], "fit": fit})
         made = [degrade.pyramid(pixels, crop, data) for crop in degrade.crops(512, 512, data)]
         stored = sum(level.shape[0] * level.shape[1] for levels in made for level in levels.values())
-        assert doctor_verdict.written_pixels(512, 512, data) == stored
+        assert verdict.written_pixels(512, 512, data) == stored
 
 
 def test_sizes_and_durations() -> None:
-    assert [doctor_page.size(count) for count in (0, 1023, 1024, 5.5 * 1024**3)] == ["0 B", "1023 B", "1 KiB", "5.5 GiB"]
-    assert [doctor_page.duration(seconds) for seconds in (0.5, 119, 180, 7200, 3 * 86400)] == ["0.5 s", "119 s", "3 min", "2 h", "3 days"]
+    assert [page.size(count) for count in (0, 1023, 1024, 5.5 * 1024**3)] == ["0 B", "1023 B", "1 KiB", "5.5 GiB"]
+    assert [page.duration(seconds) for seconds in (0.5, 119, 180, 7200, 3 * 86400)] == ["0.5 s", "119 s", "3 min", "2 h", "3 days"]

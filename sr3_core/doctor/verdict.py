@@ -12,7 +12,7 @@ from sr3_core import config
 from sr3_core.config import Data
 from sr3_core.data import plan
 from sr3_core.data.degrade import crops, top_level
-from sr3_core.doctor_findings import LADDER, Seen, warnings
+from sr3_core.doctor.findings import LADDER, Seen, warnings
 from sr3_core.errors import BadInput
 
 REACHED_SHARE = 0.5  # the largest level proposed is one that at least this part of the photos reaches

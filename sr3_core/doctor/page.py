@@ -12,7 +12,7 @@ from sr3_core import images
 from sr3_core.artifacts.report_figures import data_uri
 from sr3_core.artifacts.report_page import STYLE
 from sr3_core.config import Data
-from sr3_core.doctor_checks import detailed_places, luminance
+from sr3_core.doctor.checks import detailed_places, luminance
 
 Pictures = Callable[[str], "images.Array | None"]  # key -> (H, W, 1 or 3) uint8; None when it cannot be read any more
 Content = Mapping[str, Any]
