@@ -118,6 +118,8 @@ def decode(data: bytes, *, channels: int = 3, bits: int = 8, shrink: int = 1) ->
         if shrink > 1:
             image.draft(None, (image.width // shrink, image.height // shrink))
         image.load()
+        if not found.upright:
+            ImageOps.exif_transpose(image, in_place=True)
         array = _deep(image, channels) if bits == 16 else _colours(image, channels)
     except BadImage:
         raise
@@ -408,7 +410,7 @@ def _deep(image: Image.Image, channels: int) -> Array:
     """Grey of 16 bits as (H, W) or (H, W, 3) uint16."""
     if channels == 4:
         raise BadImage("no alpha channel", "grey; data.channels is 4")
-    values = np.asarray(ImageOps.exif_transpose(image))
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > peak(16):  # mode "I" is of 32 bits, with a sign
         raise BadImage("unsupported mode", f"{image.mode} with values {values.min()} .. {values.max()}")
     values = values.astype(np.uint16)
@@ -422,7 +424,6 @@ def _deep(image: Image.Image, channels: int) -> Array:
 def _colours(image: Image.Image, channels: int) -> Array:
     """8 bits as (H, W), (H, W, 3) or (H, W, 4) uint8, in sRGB."""
     profile = cast("bytes | None", image.info.get("icc_profile"))
-    ImageOps.exif_transpose(image, in_place=True)  # no copy where nothing is to be turned
     has_alpha = image.mode in ("PA", "LA", "RGBA") or "transparency" in image.info  # a PNG of any mode may name a transparent colour
     if channels == 4 and not has_alpha:
         raise BadImage("no alpha channel", f"mode {image.mode}; data.channels is 4")
