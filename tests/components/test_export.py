@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from components.export import main, registry
+from components.export import card, main, registry
 from components.export.__main__ import main as command
 from sr3_core import config, images, plugins, tracking, upscale
 from sr3_core.artifacts import report
@@ -227,19 +227,26 @@ def test_a_named_model_is_looked_up_at_each_place_in_turn(
 
 
 NOTHING: dict[str, Any] = {"tasks": [], "metrics": [], "results": [], "gate": [], "notes": {}}
+GIVEN = {"grid": "given", "gammas": [0.001, 0.1, 0.5, 0.9], "steps": 4, "start": None, "end": None}  # as many steps as levels: not fewer
 NOTE = "4 images of seed 0, 0.100 s each. Nothing is compared"
 
 
 @pytest.mark.parametrize(
-    ("name", "side", "says"),
+    ("name", "side", "sampling", "says"),
     [
-        ("base", 16, ("Images of 16 x 16 pixels from noise (noise -> 16 pixels)", "## Not measured")),
-        ("noise", 32, ("Images of 32 x 32 pixels from noise (noise -> 16 -> 32 pixels)", "sr3 upscale photo.jpg -o big.png --stage x32")),
+        ("base", 16, GIVEN, ("Images of 16 x 16 pixels from noise (noise -> 16 pixels)", "## Not measured")),
+        (
+            "noise",
+            32,
+            {"steps": 2},
+            ("Images of 32 x 32 pixels from noise (noise -> 16 -> 32 pixels)", "sr3 upscale photo.jpg -o big.png --stage x32"),
+        ),
     ],
 )
 def test_a_model_that_starts_from_noise_takes_seeds(
     name: str,
     side: int,
+    sampling: dict[str, Any],
     says: tuple[str, ...],
     exported: tuple[main.ExportResult, str],
     root: Path,
@@ -249,7 +256,7 @@ def test_a_model_that_starts_from_noise_takes_seeds(
     import mlflow
 
     made = {"name": "base", "label": "base noise -> 16", "n": 4, "seconds": 0.1, "note": NOTE}
-    inputs = write_inputs(root / name, name=name, recipe_name=name, **NOTHING, generated=[made], sampling={"base": {"steps": 2}})
+    inputs = write_inputs(root / name, name=name, recipe_name=name, **NOTHING, generated=[made], sampling={"base": sampling})
     assert main.run(**{**inputs, "root": str(root)}, mlflow_uri=uri).model_uri == f"models:/{name}/1"
     version = tracking.client(uri).get_model_version_by_alias(name, "champion")
     assert all(text in version.description for text in (*says, NOTE, "| noise -> 16 |", "sr3 sample -o samples/ -n 4", "np.arange(4)"))
@@ -263,11 +270,35 @@ def test_a_model_that_starts_from_noise_takes_seeds(
     assert np.array_equal(drawn[1], upscale.find_model(f"models:/{name}/1", mlflow_uri=uri).sample(seed=6)), "as sr3 sample --seed 6"
     unwrapped = model.unwrap_python_model()
     assert np.array_equal(unwrapped.predict(None, np.array([[5], [6]])), drawn)
-    assert not np.array_equal(model.predict(np.array([5, 6]), params={"steps": 1}), drawn)
-    for wrong in (np.array([0.5]), np.array([[1, 2]]), np.array([], np.int64)):
-        with pytest.raises(BadInput, match="seeds of"):
+    if "gammas" in sampling:
+        with pytest.raises(BadInput, match="4 gammas are 4 steps, not 1"):
+            model.predict(np.array([5, 6]), params={"steps": 1})
+    else:
+        assert not np.array_equal(model.predict(np.array([5, 6]), params={"steps": 1}), drawn)
+    for wrong in (np.array([0.5]), np.array([[1, 2]]), np.array([], np.int64), np.array([3, -1])):
+        with pytest.raises(BadInput, match=r"seeds? (of|-1)"):
             unwrapped.predict(None, wrong)
     tracking.client(uri).delete_registered_model(name)  # one champion is found unnamed
+
+
+@pytest.mark.parametrize(
+    ("labelled", "line", "call"),
+    [
+        (("x16",), "sr3 upscale photo.jpg -o big.png --label 0", 'model.predict(images, params={"seed": 0, "label": 0})'),
+        ((), "sr3 upscale photo.jpg -o big.png", 'model.predict(images, params={"seed": 0})'),
+    ],
+)
+def test_the_card_of_a_model_with_labels_says_how_they_are_given(labelled: tuple[str, ...], line: str, call: str, tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path)
+    changes = [f"stages.{name}.model.options={{channels: 8, multipliers: [1], blocks: 1, labels: 7}}" for name in labelled]
+    stages = config.load(str(RECIPES / "pair.yaml"), changes).stages
+    manifests = [ModelBundle.load(entry["uri"]).manifest for entry in json.loads(inputs["bundles"])]
+    text = card.write(
+        section=config.parse(config.Export, inputs["section"]), report=report.EvalReport.open(inputs["report_uri"]), stages=stages,
+        manifests=manifests, data={}, mlflow_uri="http://mlflow:5000",
+    )  # fmt: skip
+    assert f"{line} --model models:/pair@champion" in text and call in text
+    assert ("- Label: the class of the images, 0 .. 6, as the data counts them." in text) == bool(labelled)
 
 
 def test_a_failed_gate_registers_nothing(exported: tuple[main.ExportResult, str], root: Path, uri: str) -> None:

@@ -25,8 +25,10 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def lines(recipe: str, folder: Path, *, path: str = BARE, root: str = "/r", mlflow_uri: str = "sqlite:////r/mlflow.db") -> dict[str, str]:
-    loaded = config.load(recipe)
+def lines(
+    recipe: str, folder: Path, *changes: str, path: str = BARE, root: str = "/r", mlflow_uri: str = "sqlite:////r/mlflow.db"
+) -> dict[str, str]:
+    loaded = config.load(recipe, changes)
     return dict(next_steps.commands(loaded, root=root, mlflow_uri=mlflow_uri, default_root="/r", folder=folder, path=path))
 
 
@@ -82,6 +84,14 @@ def test_a_model_that_starts_from_noise_makes_images_and_its_next_stage_enlarges
     assert shown[1] == ".venv/current/bin/sr3 upscale PHOTO.jpg -o BIG.png --model models:/sr3-cascade-1024@champion --stage sr256"
     alone = list(lines(str(RECIPES / "base.yaml"), environment).values())
     assert alone[0].endswith("sample -o SAMPLES/ -n 4 --model models:/base@champion") and " upscale " not in "".join(alone)
+
+
+def test_a_model_that_is_told_labels_is_given_one(environment: Path) -> None:
+    """Only where a stage of the command is told labels."""
+    sample, upscale, *_ = lines(str(RECIPES / "noise.yaml"), environment, "stages.base.model.options={channels: 8, labels: 5}").values()
+    assert sample.endswith(" --label 0") and upscale.endswith("--stage x32")
+    stage, chain, *_ = lines(str(RECIPES / "pair.yaml"), environment, "stages.x16.model.options={channels: 8, labels: 5}").values()
+    assert stage.endswith("--stage x16 --label 0") and chain.endswith("models:/pair@champion --label 0")
 
 
 def test_other_places_are_options(environment: Path) -> None:

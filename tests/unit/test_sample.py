@@ -19,9 +19,13 @@ from tests.conftest import RECIPES
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bundles "base" (noise -> 16) and "x32" (16 -> 32) and the "cascade" of both; random weights."""
-    folder = tmp_path_factory.mktemp("noise")
+    return write(tmp_path_factory.mktemp("noise"))
+
+
+def write(folder: Path, *changes: str) -> Path:
+    """The bundles of the recipe "noise" with ``changes``, and their cascade."""
     bundles: list[ModelBundle] = []
-    for stage in config.load(str(RECIPES / "noise.yaml")).stages:
+    for stage in config.load(str(RECIPES / "noise.yaml"), changes).stages:
         network = plugins.load("objectives", stage.objective.name).Objective(stage, {"residual_scale": 0.3}).players()["denoiser"]
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -74,6 +78,27 @@ def test_sampling_options_and_listeners_reach_both_stages(cascade: Upscaler) -> 
     cascade.sample(on_stage=ended.append, on_prediction=lambda stage, gamma, noisy, clean: heard.append((stage, tuple(clean.shape))))
     assert ended == ["base", "x32"]
     assert heard == [("base", (1, 3, 16, 16))] * 3 + [("x32", (1, 3, 32, 32))] * 2
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``models``, but the base of "cascade" was trained with labels 0 .. 2, and that of "dropping/cascade" now and then without."""
+    folder = tmp_path_factory.mktemp("labelled")
+    base = "stages.base.model.options.labels=3"
+    write(folder / "dropping", base, "stages.base.objective.options.label_dropout=0.1")
+    return write(folder, base)
+
+
+def test_a_label_reaches_the_networks_that_are_told_labels_and_no_other(labelled: Path) -> None:
+    strict, dropping = (load_model(str(labelled / name)) for name in ("cascade", "dropping/cascade"))
+    made = {label: strict.sample(seed=2, label=label).tobytes() for label in range(3)}
+    assert len(set(made.values())) == 3
+    assert made == {label: dropping.sample(seed=2, label=label).tobytes() for label in range(3)}
+    assert dropping.sample(seed=2).tobytes() not in made.values()
+    photo = np.full((9, 7, 3), 99, np.uint8)
+    assert load_model(str(labelled / "cascade"), stage="x32").upscale(photo).shape == (18, 14, 3)  # this stage is told none
+    with pytest.raises(BadInput, match=r"no label for the model \(base noise -> 16, x32 16 -> 32\), trained with a label on every image"):
+        strict.sample(seed=2)
 
 
 def sr3(*arguments: str | Path) -> Result:
@@ -136,3 +161,56 @@ def test_what_cannot_be_written_is_refused_before_the_model_is_looked_for(tmp_pa
         done = sr3("sample", *arguments)
         assert done.exit_code == 2 and done.stderr.count("\n") == 1 and says in done.stderr, done.output
     assert (tmp_path / "there.png").read_bytes() == b"old" and sorted(path.name for path in tmp_path.iterdir()) == ["there.png"]
+
+
+def test_the_label_of_the_command(labelled: Path, tmp_path: Path) -> None:
+    given = ("--model", labelled / "cascade", "--seed", "4", "--label", "1")
+    done = sr3("sample", "-o", f"{tmp_path}/some/", "-n", "2", *given)
+    assert done.exit_code == 0, done.output
+    assert f"wrote {tmp_path}/some/sample-2.png (32 x 32 from noise, seed 4, label 1)" in done.output
+    model = load_model(str(labelled / "cascade"))
+    for number in range(2):
+        found = images.decode((tmp_path / "some" / f"sample-{number + 1}.png").read_bytes())
+        assert np.array_equal(found, model.sample(seed=4, sample=number, label=1))
+
+
+def test_labels_that_a_model_cannot_be_told_are_refused_in_one_line(models: Path, labelled: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(images.encode(np.full((9, 7, 3), 99, np.uint8)))
+    cases = {
+        ("sample", "--model", labelled / "cascade"): ("trained with a label on every image", "0 .. 2", "--label"),
+        ("sample", "--model", labelled / "cascade", "--label", "3"): ("label 3 for the model (base noise -> 16", "0 .. 2;"),
+        ("sample", "--model", labelled / "dropping/cascade", "--label", "3"): ("label 3", "0 .. 2, or none"),
+        ("sample", "--model", models / "cascade", "--label", "0"): ("label 0 for the model", "trained without labels"),
+        ("upscale", photo, "--model", labelled / "x32", "--label", "0"): ("label 0 for the model (x32 16 -> 32), trained without labels",),
+    }
+    for arguments, says in cases.items():
+        done = sr3(*arguments, "-o", tmp_path / "made.png")
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output
+        assert all(text in done.stderr for text in says), done.stderr
+    assert not (tmp_path / "made.png").exists()
+
+
+WRONG = [
+    (("--seed", "-1"), "-1 is not in the range x>=0"),
+    (("-n", "0"), "0 is not in the range x>=1"),
+    (("--label", "one"), "'one' is not a valid integer"),
+    (("--steps", "0"), "0 is not in the range x>=1"),
+    (("--sampler", "eulr"), "sampler='eulr'"),
+    (("--stage", "x33"), "x32"),
+    (("--chain", "chain.jpg"), ".webp, .gif, .png"),
+]
+
+
+@pytest.mark.parametrize(("given", "says"), WRONG)
+def test_wrong_options_of_sample_end_with_code_2_and_write_nothing(given: tuple[str, ...], says: str, models: Path, tmp_path: Path) -> None:
+    done = sr3("sample", "-o", tmp_path / "made.png", "--model", models / "cascade", *given)
+    assert done.exit_code == 2 and says in done.stderr, done.output
+    assert "Traceback" not in done.output and not list(tmp_path.iterdir())
+
+
+def test_the_help_of_sample_has_an_example_and_every_option() -> None:
+    done = sr3("sample", "--help")
+    assert done.exit_code == 0 and "sr3 sample -o face.png --model" in done.output
+    for option in ("--output", "--number", "--seed", "--label", "--sampler", "--steps", "--stage", "--chain", "--model", "--mlflow-uri"):
+        assert option in done.output
