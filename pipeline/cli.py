@@ -251,7 +251,7 @@ def doctor(source: str, overrides: tuple[str, ...], as_json: bool, report: str, 
 @click.argument("images", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, help="A .png or .jpg file for one image, a folder for several.")
 @_made
-@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Different draws of each image.")
+@click.option("-n", "--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Different draws of each image.")
 def upscale(images: tuple[str, ...], output: str, **given: Any) -> None:
     """Make IMAGES larger by the registered champion.
 
@@ -268,18 +268,18 @@ def upscale(images: tuple[str, ...], output: str, **given: Any) -> None:
 @main.command()
 @click.option("-o", "--output", required=True, help="A .png or .jpg file for one image, a folder (with / at its end) for several.")
 @_made
-@click.option("-n", "--number", type=click.IntRange(min=1), default=1, show_default=True, help="Images of this seed.")
-def sample(output: str, number: int, **given: Any) -> None:
+@click.option("-n", "--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Images of this seed.")
+def sample(output: str, **given: Any) -> None:
     """Make images from noise, by a model whose first stage is unconditional.
 
     \b
     sr3 sample -o face.png --model models:/sr3-cascade-1024@champion
-    sr3 sample -o faces/ -n 8 --seed 1 --model models:/sr3-cascade-1024@champion
+    sr3 sample -o faces/ -n 8 --seed 1 --label 3 --model models:/faces@champion
     sr3 sample -o small.png --stage base64 --steps 50 --chain chain.webp --model ./sr3-runs/export/0123456789abcdef/bundle
     """
     from sr3_core import upscale as implementation
 
-    implementation.run(None, output, samples=number, **given)
+    implementation.run(None, output, **given)
 
 
 @main.group("import-weights")

@@ -165,7 +165,7 @@ def test_what_cannot_be_written_is_refused_before_the_model_is_looked_for(tmp_pa
 
 def test_the_label_of_the_command(labelled: Path, tmp_path: Path) -> None:
     given = ("--model", labelled / "cascade", "--seed", "4", "--label", "1")
-    done = sr3("sample", "-o", f"{tmp_path}/some/", "-n", "2", *given)
+    done = sr3("sample", "-o", f"{tmp_path}/some/", "--samples", "2", *given)
     assert done.exit_code == 0, done.output
     assert f"wrote {tmp_path}/some/sample-2.png (32 x 32 from noise, seed 4, label 1)" in done.output
     model = load_model(str(labelled / "cascade"))
@@ -212,5 +212,5 @@ def test_wrong_options_of_sample_end_with_code_2_and_write_nothing(given: tuple[
 def test_the_help_of_sample_has_an_example_and_every_option() -> None:
     done = sr3("sample", "--help")
     assert done.exit_code == 0 and "sr3 sample -o face.png --model" in done.output
-    for option in ("--output", "--number", "--seed", "--label", "--sampler", "--steps", "--stage", "--chain", "--model", "--mlflow-uri"):
+    for option in ("--output", "--samples", "--seed", "--label", "--sampler", "--steps", "--stage", "--chain", "--model", "--mlflow-uri"):
         assert option in done.output
