@@ -251,6 +251,34 @@ def test_prefetch_is_bounded_and_stops_when_closed(shards: ShardSet) -> None:
     assert threads() == []
 
 
+@pytest.mark.parametrize(("low", "crop"), [(16, 32), (None, None)])
+def test_prefetch_holds_no_more_than_its_bytes(
+    shards: ShardSet, low: int | None, crop: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by the tensors themselves, of batches that were begun and not yet taken: four threads would like eight of them."""
+    loader = MicroBatches(shards, stage(low=low, crop=crop), threads=4)
+    one = loader.batch(0, 3)
+    size = sum(value.nbytes for value in (one.high, one.low) if value is not None)
+    loader.prefetch_bytes = 3 * size + size // 2
+    begun, taken, lock, most = 0, 0, threading.Lock(), 0
+    made = loader.batch
+
+    def counted(first: int, count: int) -> Batch:
+        nonlocal begun, most
+        with lock:
+            begun += 1
+            most = max(most, begun - taken)
+        return made(first, count)
+
+    monkeypatch.setattr(loader, "batch", counted)
+    for _ in loader.prefetch([(first, 3) for first in range(0, 60, 3)]):
+        time.sleep(0.01)  # the threads run ahead as far as they may
+        with lock:
+            taken += 1
+    assert begun == 20
+    assert 2 <= most <= 3
+
+
 def test_prefetch_raises_an_error_in_its_place(shards: ShardSet) -> None:
     batches = MicroBatches(shards, stage()).prefetch([(0, 2), (2, 0), (2, 2)])
     assert next(batches).sample_index.tolist() == [0, 1]
