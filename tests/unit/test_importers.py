@@ -241,7 +241,7 @@ def test_odd_names_are_extra(tmp_path: Path, name: Any) -> None:
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x02.", b"\x80\x02N.", b"PK\x03\x04", b"{}", b"\x80\x04}q\x00.", b"\x80\x02]q\x00(K\x01"])
+@pytest.mark.parametrize("content", [b"", b"\x80\x02.", b"\x80\x02N.", b"PK\x03\x04", b"{}", b"\x80\x02}q\x00.", b"\x80\x02]q\x00(K\x01"])
 def test_damaged_files_of_weights(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "gen.pth").write_bytes(content)
     with pytest.raises(BadInput) as refused:
