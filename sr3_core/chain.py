@@ -1,4 +1,4 @@
-"""Pictures of the reverse process: from noise to the result, as an animation or as a grid. Encoding is in images.py.
+"""Pictures of the reverse process: from noise to the result, as an animation or as a grid. Encoding is in images/.
 
 Frames are uint8 H x W x C. Only a bounded number of them is kept, however many steps are taken and however large the image is.
 """

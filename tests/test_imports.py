@@ -15,7 +15,7 @@ SOURCES = sorted(path for package in ("pipeline", "components", "sr3_core") for 
 # library -> the only files (or folders) that may import it
 SEAMS = {
     "fsspec": ("sr3_core/remote.py",),
-    "PIL": ("sr3_core/images.py",),
+    "PIL": ("sr3_core/images/",),
     "ray": ("components/cluster.py", "components/jobs.py", "components/train/ray_launcher.py"),
     "mlflow": ("sr3_core/tracking/", "components/export/"),
     "kfp": (
@@ -28,7 +28,7 @@ SEAMS = {
 }
 NO_TORCH = (
     "sr3_core/__init__.py", "sr3_core/config/", "sr3_core/errors.py", "sr3_core/storage.py", "sr3_core/remote.py",
-    "sr3_core/images.py", "sr3_core/seeds.py",
+    "sr3_core/images/", "sr3_core/seeds.py",
     "sr3_core/tracking/", "sr3_core/artifacts/shardset.py", "sr3_core/artifacts/report.py", "sr3_core/data/sources/",
     "sr3_core/data/shards.py", "sr3_core/data/order.py", "components/prepare/",
 )  # fmt: skip

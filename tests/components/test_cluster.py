@@ -98,7 +98,7 @@ def test_one_core_takes_two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_code_hash_covers_code_and_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "PROJECT", tmp_path)
     found = [cluster.code_hash()]
-    for name, text in ((cluster.LOCK, "numpy==2"), (cluster.LOCK, "numpy==3"), ("sr3_core/images.py", "x = 1")):
+    for name, text in ((cluster.LOCK, "numpy==2"), (cluster.LOCK, "numpy==3"), ("sr3_core/storage.py", "x = 1")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
         found.append(cluster.code_hash())

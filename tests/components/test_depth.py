@@ -14,12 +14,13 @@ from components.evaluate import main as evaluate
 from components.export import main as export
 from components.prepare import main as prepare
 from components.train import main as train
-from sr3_core import config, images, npy, storage, tracking, upscale
+from sr3_core import config, images, storage, tracking, upscale
 from sr3_core.artifacts import report
 from sr3_core.artifacts.bundle import ModelBundle
 from sr3_core.artifacts.report import EvalReport
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.cascade import Cascade
+from sr3_core.images import npy
 from tests.conftest import RECIPES, RayHead
 
 TRAINING = {"images": 16, "global_batch": 4, "micro_batch": 2, "checkpoint_images": 16, "log_images": 16}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
 
-from sr3_core import images, npy
-from sr3_core.images import BadImage
+from sr3_core import images
+from sr3_core.images import BadImage, npy
 
 DEEP = np.random.default_rng(0).integers(0, 65536, (24, 20), dtype=np.uint16)
 COLOURS = np.random.default_rng(1).integers(0, 256, (24, 20, 3), dtype=np.uint8)

@@ -7,8 +7,9 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sr3_core import npy, storage
+from sr3_core import storage
 from sr3_core.errors import BadImage
+from sr3_core.images import npy
 
 Axes = Literal["HW", "HWC", "CHW", "NHW", "NHWC", "NCHW"]
 DEFAULT_AXES: dict[int, Axes] = {2: "HW", 3: "NHW", 4: "NHWC"}

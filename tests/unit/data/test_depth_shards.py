@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sr3_core import config, images, npy, storage
+from sr3_core import config, images, storage
 from sr3_core.artifacts.shardset import REJECTED, ShardSet
 from sr3_core.config import Data, Stage
 from sr3_core.data import degrade, shards
 from sr3_core.data.loader import MicroBatches
 from sr3_core.data.sources import folder
 from sr3_core.errors import BadInput
+from sr3_core.images import npy
 from tests.unit.test_depth import SRGB, WIDE
 
 LEVELS = (16, 32)

@@ -1,19 +1,12 @@
-"""The only importer of PIL: bytes <-> arrays, resizing, uint8 or uint16 HWC <-> float32 CHW in [-1, 1]. No torch, no files, no URIs.
-
-Arrays are H x W x C, of 8 bits (uint8) or 16 (uint16). ``height, width`` is the order of every size here. What no picture format holds
-without loss (16 bits of several channels; 2 channels, or more than 4) is in numpy's format, ``npy.py``.
-"""
+"""Bytes of a picture file to arrays: what it says of itself, its pixels turned upright and in sRGB, and what is refused."""
 
 import io
-import math
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import (
     Image,
     ImageCms,
@@ -22,43 +15,18 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401  # pyright: ignore[reportUnusedImport]
 )
 
-from sr3_core import box, npy
-from sr3_core.errors import BadImage, BadInput
+from sr3_core.errors import BadImage
+from sr3_core.images import npy
+from sr3_core.images.arrays import Array, peak
 
-Filter = Literal["bicubic", "box", "lanczos", "nearest"]
-Format = Literal["png", "webp", "jpeg", "npy"]
-Bits = Literal[8, 16]
 Profile = Literal["none", "sRGB", "other", "broken"]
-AnimationFormat = Literal["webp", "gif"]
-Array = NDArray[Any]
-
 MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: 256 MiB at 3 bytes a pixel
-ANIMATION_QUALITY = 85
-PNG_LEVEL = 1  # zlib level: 1.5 times faster in all than level 6 and a tenth larger
-WEBP_SIDE = 16383  # pixels: the format's bound
-WEBP_EFFORT = 0  # lossless: 0 (fast) .. 100 (small)
 SRGB_TOLERANCE = 2  # levels by which a file's sRGB may differ from ours: its matrix is rounded, its curve a table
-EXTENSIONS: dict[Format, str] = {"png": "png", "webp": "webp", "jpeg": "jpg", "npy": "npy"}
 CHANNELS = range(1, 65)  # what ``decode`` can give
-PICTURED = (1, 3)  # what a screen shows
-TAP_BITS = 22  # PRECISION_BITS of Pillow's src/libImaging/Resample.c
 NPY = "NPY"  # ``Header.format`` of numpy's format
-
-# Formats whose decoders are plain C or Python over memory: EPS (runs Ghostscript) and the exotic ones stay out.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"})
 _DEEP_MODES = frozenset({"I;16", "I;16B", "I;16L", "I"})
-_HELD: dict[Format, frozenset[tuple[int, int]]] = {  # (channels, bits) without loss; numpy's format takes all
-    "png": frozenset({(1, 8), (3, 8), (4, 8), (1, 16)}),
-    "webp": frozenset({(1, 8), (3, 8), (4, 8)}),
-    "jpeg": frozenset({(1, 8), (3, 8)}),  # though never without loss
-}
-_FILTERS: dict[str, Image.Resampling] = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "lanczos": Image.Resampling.LANCZOS,
-    "nearest": Image.Resampling.NEAREST,
-}
 _PROFILED = frozenset({"RGB", "RGBA", "CMYK"})  # modes whose colour profile is followed
 _EXIF_ORIENTATION = 0x0112
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # then width, height, 4 bytes, interlace at 28, the checksum at 29
@@ -137,207 +105,6 @@ def first_rows(data: bytes, rows: int) -> bytes:
         return data
     header = data[12:20] + rows.to_bytes(4, "big") + data[24:29]
     return data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
-
-
-def holds(format: Format, *, channels: int, bits: int) -> bool:
-    """Whether ``format`` has room for such images: all but JPEG without loss."""
-    return format == "npy" or (channels, bits) in _HELD[format]
-
-
-def lossless(channels: int, bits: int) -> Format:
-    """PNG, or numpy's format for what PNG cannot hold."""
-    return "png" if holds("png", channels=channels, bits=bits) else "npy"
-
-
-def encode(array: Array, format: Format = "png", quality: int = 95) -> bytes:
-    """Encode (H, W, C) uint8 or uint16; raises ValueError for what ``format`` does not hold.
-
-    ``quality`` (1..100, full chroma) is for JPEG alone; every other format is exact. The bytes hold no time and no metadata.
-    """
-    known = array.dtype.name in ("uint8", "uint16") and array.ndim == 3
-    if not known or not holds(format, channels=array.shape[2], bits=bits_of(array)):
-        raise ValueError(f"cannot encode {array.dtype} of shape {array.shape} as {format}")
-    if format == "npy":
-        return npy.encode(array)
-    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-    buffer = io.BytesIO()
-    if format == "png":
-        image.save(buffer, "PNG", compress_level=PNG_LEVEL)
-    elif format == "webp":
-        image.save(buffer, "WEBP", lossless=True, exact=True, quality=WEBP_EFFORT, method=0)  # exact: colours below alpha 0 too
-    else:
-        image.save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
-
-
-def encode_above(array: Array, *, quality: int, min_psnr: float) -> tuple[Format, bytes]:
-    """(H, W, 1 or 3) uint8 as JPEG of the least quality from ``quality`` on, found by bisection, that decodes to ``min_psnr`` dB or more.
-
-    PNG where quality 100 does not reach it.
-    """
-
-    def made(quality: int) -> tuple[bytes, bool]:
-        data = encode(array, "jpeg", quality)
-        return data, psnr(decode(data, channels=array.shape[2]), array) >= min_psnr
-
-    data, is_enough = made(quality)
-    if is_enough:
-        return "jpeg", data
-    below, above = quality, 101
-    best: bytes | None = None
-    while above - below > 1:
-        middle = (below + above) // 2
-        data, is_enough = made(middle)
-        if is_enough:
-            above, best = middle, data
-        else:
-            below = middle
-    return ("png", encode(array)) if best is None else ("jpeg", best)
-
-
-def psnr(image: Array, truth: Array) -> float:
-    """dB over all pixels and channels of two arrays of one type; infinity for equal ones."""
-    error = float(np.square(image.astype(np.float64) - truth.astype(np.float64)).mean())
-    return math.inf if error == 0 else 10 * math.log10(peak(bits_of(truth)) ** 2 / error)
-
-
-def encode_animation(frames: Sequence[NDArray[np.uint8]], format: AnimationFormat, *, milliseconds: Sequence[int]) -> bytes:
-    """Encode (H, W, 1 or 3) uint8 frames of one size, each shown for its ``milliseconds``, in an endless loop.
-
-    WebP is lossy at quality ANIMATION_QUALITY: noise does not compress. GIF has 256 colours a frame and counts in 10 ms. Neighbours that
-    look the same may become one frame, shown for as long as both.
-    """
-    if not frames or len(frames) != len(milliseconds):
-        raise ValueError(f"{len(frames)} frames, {len(milliseconds)} durations; allowed: as many durations as frames, at least one")
-    shape = frames[0].shape
-    if any(frame.dtype != np.uint8 or frame.shape != shape or len(shape) != 3 or shape[2] not in PICTURED for frame in frames):
-        raise ValueError(
-            f"cannot animate frames of shapes {sorted({frame.shape for frame in frames})}; allowed: uint8 (H, W, 1 or 3), all equal"
-        )
-    first, *rest = (Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame) for frame in frames)
-    buffer = io.BytesIO()
-    shared: dict[str, Any] = {"save_all": True, "append_images": rest, "duration": list(milliseconds), "loop": 0}
-    if format == "webp":
-        first.save(buffer, "WEBP", quality=ANIMATION_QUALITY, **shared)
-    else:
-        first.save(buffer, "GIF", **shared)
-    return buffer.getvalue()
-
-
-def resize(array: Array, size: tuple[int, int], filter: Filter) -> Array:
-    """Resize (H, W, C) uint8, uint16 or float32 to ``size`` = (height, width), antialiased; same dtype and C.
-
-    Computed per channel in float32 (Pillow's mode "F"); integers are rounded and clipped to their range once, at the end. A box by a
-    power of two is summed in integers: the same values, several times faster.
-    """
-    if array.ndim != 3 or array.dtype.name not in ("uint8", "uint16", "float32"):
-        raise ValueError(f"cannot resize {array.dtype} of shape {array.shape}; allowed: uint8, uint16 or float32 (H, W, C)")
-    if array.shape[:2] == size:
-        return array.copy()
-    height, width = size
-    factor = array.shape[0] // height
-    if filter == "box" and factor in box.FACTORS and array.dtype != np.float32 and array.shape[:2] == (factor * height, factor * width):
-        return box.mean_of_blocks(array, factor)
-    result = np.empty((height, width, array.shape[2]), np.float32)
-    for channel in range(array.shape[2]):
-        plane = Image.fromarray(np.ascontiguousarray(array[:, :, channel], dtype=np.float32))
-        result[:, :, channel] = np.asarray(plane.resize((width, height), _FILTERS[filter]))
-    if array.dtype == np.float32:
-        return result
-    return np.clip(np.rint(result), 0, np.iinfo(array.dtype).max).astype(array.dtype)
-
-
-@lru_cache(maxsize=64)
-def resize_matrix(size_in: int, size_out: int, filter: Filter, *, taps: bool = False) -> NDArray[np.float64]:
-    """The operator of ``resize`` along one axis as a (size_out, size_in) float64 matrix, read-only: ``M @ column``.
-
-    The identity pushed through Pillow's mode "F" (float32 weights), so that it is the same operator and not a second one. ``taps``: as
-    Pillow has it for pictures of 8 bits, times 2^TAP_BITS and rounded, which is what its mode "I" makes of the identity times that.
-    """
-    identity = Image.fromarray(np.eye(size_in, dtype=np.int32) << TAP_BITS if taps else np.eye(size_in, dtype=np.float32))
-    matrix = np.asarray(identity.resize((size_in, size_out), _FILTERS[filter])).astype(np.float64)
-    matrix.setflags(write=False)
-    return matrix
-
-
-def check_perceptual_hash() -> None:
-    """BadInput when the package of ``perceptual_hash`` is not installed here: it is needed by data.near_duplicates alone."""
-    try:
-        import imagehash  # noqa: F401  # pyright: ignore[reportMissingImports, reportMissingTypeStubs, reportUnusedImport]
-    except ImportError:
-        raise BadInput("data.near_duplicates without the package imagehash", "null, or the package", "pip install imagehash") from None
-
-
-def perceptual_hash(array: Array) -> str:
-    """64 bits of what (H, W, C) uint8 or uint16 looks like, as 16 hex digits: pHash, the signs of its low frequencies about their median.
-
-    Of the grey picture, or the mean of the first three channels. It survives scaling, JPEG and small changes of colour; not cropping,
-    turning or mirroring. https://www.phash.org, by the package imagehash.
-    """
-    import imagehash  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
-
-    if array.dtype == np.uint8 and array.shape[2] in (1, 3):
-        picture = Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array))
-    else:
-        grey = array[:, :, :3].mean(axis=2, dtype=np.float32) * np.float32(255 / np.iinfo(array.dtype).max)
-        picture = Image.fromarray(np.rint(grey).astype(np.uint8))
-    return str(imagehash.phash(picture))
-
-
-def centre_square(array: Array) -> Array:
-    """The largest centred square of (H, W, C), a view; of an odd rest the larger half is cut at the bottom or right."""
-    side = min(array.shape[:2])
-    top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
-    return array[top : top + side, left : left + side]
-
-
-def preview(array: Array) -> NDArray[np.uint8]:
-    """What a screen shows of (H, W, C): (H, W, 3) uint8 of its first three channels, (H, W, 1) of fewer; 16 bits are rounded to 8."""
-    shown = array[:, :, :3] if array.shape[2] >= 3 else array[:, :, :1]
-    if shown.dtype == np.uint8:
-        return np.ascontiguousarray(shown)
-    return np.ascontiguousarray(np.rint(shown / 257).astype(np.uint8))
-
-
-def peak(bits: int) -> int:
-    """White: 255 or 65535."""
-    return 2**bits - 1
-
-
-def bits_of(array: Array) -> Bits:
-    """8 for uint8, 16 for uint16. Raises ValueError for other types."""
-    if array.dtype.name not in ("uint8", "uint16"):
-        raise ValueError(f"an image of {array.dtype}; allowed: uint8 and uint16")
-    return 8 if array.dtype == np.uint8 else 16
-
-
-def to_unit(array: Array) -> NDArray[np.float32]:
-    """(H, W, C) uint8 or uint16 -> (C, H, W) float32: 0 -> -1, white -> 1."""
-    half = np.float32(peak(bits_of(array)) / 2)
-    return np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32) / half - np.float32(1)
-
-
-def batch_to_unit(arrays: Sequence[Array]) -> NDArray[np.float32]:
-    """Equal (H, W, C) of uint8 or uint16 -> (N, C, H, W) float32, each as ``to_unit`` gives it, without a copy between."""
-    height, width, channels = arrays[0].shape
-    half = np.float32(peak(bits_of(arrays[0])) / 2)
-    batch = np.empty((len(arrays), channels, height, width), np.float32)
-    for target, array in zip(batch, arrays, strict=True):
-        np.copyto(target, array.transpose(2, 0, 1))
-    batch /= half
-    batch -= np.float32(1)
-    return batch
-
-
-def from_unit(array: NDArray[np.float32], *, bits: int = 8) -> Array:
-    """(C, H, W) float32 -> (H, W, C) uint8 or, for 16 ``bits``, uint16, rounded and clipped; the inverse of ``to_unit``.
-
-    Raises ValueError for NaN or infinity.
-    """
-    if not np.isfinite(array).all():
-        raise ValueError("the image holds NaN or infinity")
-    levels = np.clip(np.rint((array + 1) * np.float32(peak(bits) / 2)), 0, peak(bits))
-    return np.ascontiguousarray(levels.astype(np.uint8 if bits == 8 else np.uint16).transpose(1, 2, 0))
 
 
 def _read(data: bytes) -> tuple[Header, Image.Image | None]:
