@@ -24,6 +24,10 @@ class _Group(click.Group):
         except Failed as error:
             click.echo(f"sr3: {error}", err=True)
             sys.exit(EXIT_FAILED)
+        except click.UsageError as error:  # click's own answer is four lines
+            command = error.ctx.command_path if error.ctx else "sr3"
+            click.echo(f"sr3: bad input: {error.format_message().rstrip('.')}; do: {command} --help", err=True)
+            sys.exit(EXIT_BAD_INPUT)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -215,3 +215,18 @@ def test_too_few_photos_end_in_the_room_with_its_line(sr3: Callable[..., Ended],
     assert done.stderr.startswith("sr3: bad input: ") and done.stderr.count("\n") == 1, done.stderr
     assert done.stdout.startswith(f"log: {tmp_path / 'root'}") and "Traceback" not in done.stdout
     assert not list((tmp_path / "root").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'; do: sr3 --help"),
+        (["run"], "Missing argument 'RECIPE'; do: sr3 run --help"),
+        (["run", "demo", "--runner", "k8s"], "'k8s' is not 'subprocess'; do: sr3 run --help"),
+        (["sample", "-o", "x.png", "--seed", "x"], "'x' is not a valid integer range; do: sr3 sample --help"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(arguments: list[str], says: str) -> None:
+    done = CliRunner().invoke(cli.main, arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("sr3: bad input: ") and done.stderr.count("\n") == 1 and says in done.stderr
