@@ -2,6 +2,9 @@
 
 The problem: radial frequencies f = 1..128 with weights f / sum f and a spectrum f^-2 of weighted power 1/4. The low image fixes f <= 32
 (mean = sqrt of the spectrum, variance 1e-5); above, mean 0 and the spectrum's variance. The best denoiser is linear and known.
+
+Clip, dynamic threshold and projection are off: they would make the maps not affine and the answer not known. That each sampler keeps to
+them is tests/contracts/test_samplers.py's (clip, threshold) and test_objectives.py's (projection) to show, without an exact answer.
 """
 
 import math
