@@ -25,6 +25,7 @@ from sr3_core.errors import BadInput, Failed
 
 BLOCK_BYTES = 8 * 1024 * 1024
 _TEMPORARY = ".sr3-part-"  # hidden, so that a listing never shows a file that is being written
+_OWN = f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-"  # of this process: what it is writing just now, as the heartbeat of a lease
 _LOCAL_SCHEMES = ("file://", "local://")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -183,7 +184,7 @@ def create_exclusive(uri: str, data: bytes) -> bool:
     """Create a file that must not exist yet, with all its bytes at once; False when somebody was first."""
     if is_local(uri):
         target = local_path(uri)
-        part = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+        part = target.with_name(f"{_OWN}{uuid.uuid4().hex}")
         with _writing(uri):
             target.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(data)
@@ -233,10 +234,11 @@ def remove(uri: str, *, recursive: bool = False) -> None:
 
 
 def remove_parts(uri: str) -> None:
-    """Delete what killed writers left below the folder ``uri``: call it while holding its lease. A store keeps no such parts."""
+    """Delete what other, killed writers left below the folder ``uri``: call it while holding its lease. A store keeps no such parts."""
     if is_local(uri):
         for path in local_path(uri).rglob(f"{_TEMPORARY}*"):
-            path.unlink(missing_ok=True)
+            if not path.name.startswith(_OWN):
+                path.unlink(missing_ok=True)
 
 
 def upload_folder(local: Path, uri: str, *, last: str | None = None) -> None:
@@ -335,7 +337,7 @@ def _writing(uri: str) -> Generator[None, None, None]:
 @contextmanager
 def _renamed_into(target: Path) -> Generator[BinaryIO, None, None]:
     """A stream to a hidden file beside ``target`` that takes its name once it is complete and on the disk."""
-    part = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    part = target.with_name(f"{_OWN}{uuid.uuid4().hex}")
     with _writing(str(target)):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

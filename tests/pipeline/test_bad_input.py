@@ -227,6 +227,6 @@ def test_too_few_photos_end_in_the_room_with_its_line(sr3: Callable[..., Ended],
     ],
 )
 def test_wrong_arguments_end_in_one_line(arguments: list[str], says: str) -> None:
-    done = CliRunner().invoke(cli.main, arguments)
+    done = CliRunner().invoke(cli.main, arguments, prog_name="sr3")
     assert done.exit_code == 2
     assert done.stderr.startswith("sr3: bad input: ") and done.stderr.count("\n") == 1 and says in done.stderr

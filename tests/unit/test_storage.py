@@ -139,6 +139,16 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_part(tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_parts_of_killed_writers_go_and_those_of_this_process_stay(tmp_path: Path) -> None:
+    left = tmp_path / "deep" / ".sr3-part-0123-left"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    with storage._renamed_into(tmp_path / "lease.json") as stream:  # as a heartbeat writes while prepare tidies up
+        stream.write(b"beat")
+        storage.remove_parts(str(tmp_path))
+    assert not left.exists() and (tmp_path / "lease.json").read_bytes() == b"beat"
+
+
 def test_full_disk_is_bad_input() -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
