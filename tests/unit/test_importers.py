@@ -175,7 +175,7 @@ def test_no_value_of_a_config_goes_unread(tmp_path: Path, place: tuple[str, ...]
 
 def test_norm_groups_that_are_not_given_are_32_as_in_that_code() -> None:
     for norm_groups, expected in ((None, 32), (8, 8)):
-        made = janspiry.stage(janspiry_config("sr3", True, norm_groups=norm_groups), "config.json")
+        made = janspiry.stage(janspiry_config("sr3", True, norm_groups=norm_groups, inner_channel=32), "config.json")
         assert made.model.options["norm_groups"] == expected
 
 
