@@ -196,7 +196,10 @@ def _manifest(uri: str) -> dict[str, Any]:
         raise BadInput(
             f"{place} of schema {schema}", f"schema {SCHEMA_VERSION}", "use the version of the project that wrote it, or train again"
         )
-    for name, expected in cast("dict[str, str]", manifest["files"]).items():
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files:
+        raise BadInput(f"{place} that names no files", "the manifest of a finished ModelBundle", "copy the whole folder or train again")
+    for name, expected in cast("dict[str, str]", files).items():
         try:
             found = storage.sha256(storage.join(uri, name))
         except FileNotFoundError:

@@ -71,6 +71,7 @@ def append(folder: Path) -> None:
         (append, "has sha256"),
         (lambda folder: change_manifest(folder, schema=3), "schema 3; allowed: schema 2"),
         (lambda folder: change_manifest(folder, schema="new"), "of schema new"),
+        (lambda folder: change_manifest(folder, files=None), "names no files"),
         (lambda folder: change_manifest(folder, stage={"name": "tiny"}), "no value for"),
     ],
 )
