@@ -306,7 +306,7 @@ def _list_local(root: Path) -> list[FileInfo]:
     if not root.exists():
         return found
     for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
-        for name in list(folders):
+        for name in sorted(folders):  # of two links to one folder the same is followed on every machine
             real = os.path.realpath(os.path.join(folder, name))
             if real in seen or name.startswith("."):
                 folders.remove(name)

@@ -1,6 +1,7 @@
 """What becomes of each input: looked at once, accepted or rejected by reason, put into a split and a shard. Writes nothing."""
 
 import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -112,9 +113,10 @@ def distinct_keys(examples: Iterable[Example]) -> tuple[list[Example], list[Rena
     """The examples sorted by key, each with a key of its own, and those whose key is new.
 
     Inputs of one key get their file's ending after it (``a.jpg`` and ``a.png``), or where that does not tell them apart 8 hex digits of
-    the hash of what differs in their URIs. BadInput when there is no example, or one input is listed twice.
+    the hash of what differs in their URIs. One whose attributes are no JSON values gets a reason. BadInput when there is no example, or
+    one input is listed twice.
     """
-    ordered = sorted(examples, key=lambda example: (example.key, example.uri))
+    ordered = sorted(map(_with_json, examples), key=lambda example: (example.key, example.uri))
     if not ordered:
         raise BadInput("a source without photos", "at least one", "check data.options")
     together: dict[str, list[Example]] = {}
@@ -168,28 +170,38 @@ def look(example: Example, data: Data) -> tuple[Photo, tuple[bytes, images.Array
         return _refused(photo, "no read permission", error.strerror or str(error)), None
     except images.BadImage as error:
         return _refused(photo, error.reason, error.detail), None
-    flat: dict[str, float] = {}
-    if data.tiles.min_detail > 0:
-        measured = {crop.suffix: detail(cut(array, crop)) for crop in crops(array.shape[0], array.shape[1], data)}
-        flat = {suffix: round(value, 3) for suffix, value in measured.items() if value < data.tiles.min_detail}
     seen = replace(
         photo,
         content_hash=hashlib.sha256(content).hexdigest(),
         height=header.height,
         width=header.width,
-        flat=flat,
+        flat=flat_tiles(array, data),
         profile=header.profile if header.profile in ("other", "broken") else "",
         near_hash="" if data.near_duplicates is None else images.perceptual_hash(array),
     )
     return seen, (content, array)
 
 
+def flat_tiles(array: images.Array, data: Data) -> dict[str, float]:
+    """Suffix -> detail of the tiles of an upright (H, W, C) photo that have less than ``data.tiles.min_detail``."""
+    if data.tiles.min_detail <= 0:
+        return {}
+    measured = {crop.suffix: detail(cut(array, crop)) for crop in crops(array.shape[0], array.shape[1], data)}
+    return {suffix: round(value, 3) for suffix, value in measured.items() if value < data.tiles.min_detail}
+
+
+def group_of(photo: Photo) -> str:
+    """What its source says that it shows (the attribute ``group``); empty where the source says nothing."""
+    group = photo.attributes.get("group")
+    return "" if group is None else str(group)
+
+
 def make(photos: Sequence[Photo], data: Data) -> Plan:
     """Splits and shards for ``photos``, which are sorted by key.
 
-    A split published by the source is kept; an exact or near copy of a held-out photo in a less held-out split is rejected there. By
-    content hash, equal files have equal splits; a split short of its minimum takes photos from the one with most to spare, by hash order.
-    Raises BadInput when a published split is asked for and not there. Limits are ``refuse_too_few``'s.
+    A split published by the source is kept; an exact or near copy of a held-out photo in a less held-out split is rejected there, and so
+    is a photo of its group. By content hash, equal files have equal splits; a split short of its minimum takes photos from the one with
+    most to spare, by hash order. Raises BadInput when a published split is asked for and not there. Limits are ``refuse_too_few``'s.
     """
     rejected = [_as_rejected(photo) for photo in photos if photo.reason]
     good = [photo for photo in photos if not photo.reason]
@@ -271,6 +283,15 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
+def _with_json(example: Example) -> Example:
+    try:
+        json.dumps(dict(example.attributes), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        known = (example.reason, example.detail) if example.reason else ("attributes that are no JSON values", str(error))
+        return replace(example, attributes={}, reason=known[0], detail=known[1])
+    return example
+
+
 def _refused(photo: Photo, reason: str, detail: str) -> Photo:
     return replace(photo, reason=reason, detail=detail)
 
@@ -291,7 +312,7 @@ def _fits(photo: Photo, split: SplitName, data: Data) -> bool:
 
 
 def _published(photos: Sequence[Photo], pairs: Mapping[tuple[int, int], int], rejected: list[Rejected]) -> dict[str, SplitName]:
-    """Split by key; exact and near copies that would cross are added to ``rejected`` and left out."""
+    """Split by key; exact and near copies and photos of one group that would cross are added to ``rejected`` and left out."""
     for photo in photos:
         if photo.split is None:
             got = f"{photo.uri} has no published split"
@@ -302,6 +323,7 @@ def _published(photos: Sequence[Photo], pairs: Mapping[tuple[int, int], int], re
             )
     copies = _most_held_out((photo.content_hash, photo) for photo in photos)
     looks = _most_held_out((int(photo.near_hash, 16), photo) for photo in photos if photo.near_hash)
+    scenes = _most_held_out((group_of(photo), photo) for photo in photos if group_of(photo))
     alike = dict(looks)
     for first, second in pairs:
         for one, other in ((first, second), (second, first)):
@@ -311,11 +333,15 @@ def _published(photos: Sequence[Photo], pairs: Mapping[tuple[int, int], int], re
     for photo in photos:
         copy = copies[photo.content_hash]
         lookalike = alike[int(photo.near_hash, 16)] if photo.near_hash else photo
+        scene = scenes.get(group_of(photo), photo)
         if _rank(photo) < _rank(copy):
             rejected.append(Rejected(photo.key, photo.uri, "copy of a held-out photo", f"equal to {copy.key} of split {copy.split}"))
         elif _rank(photo) < _rank(lookalike):
             text = f"looks like {lookalike.key} of split {lookalike.split}"
             rejected.append(Rejected(photo.key, photo.uri, "near copy of a held-out photo", text))
+        elif _rank(photo) < _rank(scene):
+            text = f"{group_of(photo)}, as {scene.key} of split {scene.split}"
+            rejected.append(Rejected(photo.key, photo.uri, "group of a held-out photo", text))
         else:
             splits[photo.key] = cast(SplitName, photo.split)
     return splits
@@ -370,7 +396,7 @@ def _by_content_hash(photos: Sequence[Photo], pairs: Mapping[tuple[int, int], in
 
 def _inseparable(photos: Sequence[Photo], pairs: Mapping[tuple[int, int], int]) -> dict[str, list[Photo]]:
     """Photos that share a content, a look or a ``group`` attribute, by the smallest content hash among them."""
-    links = [(photo.content_hash, f"group {photo.attributes['group']}") for photo in photos if "group" in photo.attributes]
+    links = [(photo.content_hash, f"group {group_of(photo)}") for photo in photos if group_of(photo)]
     links += [(photo.content_hash, f"look {int(photo.near_hash, 16)}") for photo in photos if photo.near_hash]
     links += [(f"look {first}", f"look {second}") for first, second in pairs]
     representative = near.joined([*((photo.content_hash,) for photo in photos), *links])

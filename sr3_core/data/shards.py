@@ -157,7 +157,11 @@ def _list(uri: str, name: str, items: Sequence[Any], what: str) -> None:
 def _inspected(uri: str, data: Data, examples: Sequence[Example], mapper: Mapper) -> list[plan.Photo]:
     kept = storage.join(uri, INSPECTED)
     if storage.exists(kept):
-        photos = [plan.Photo(**json.loads(line)) for line in storage.read_bytes(kept).splitlines()]
+        try:
+            photos = [plan.Photo(**json.loads(line)) for line in storage.read_bytes(kept).splitlines()]
+        except (TypeError, ValueError) as error:  # another version of the project, with other fields, or damage
+            say(ROOM, f"looks again: what an earlier run saw cannot be read here ({error})")
+            photos = []
         if [(photo.key, photo.uri) for photo in photos] == [(example.key, example.uri) for example in examples]:
             say(ROOM, f"goes on with what an earlier run saw of {len(photos)} inputs")
             return photos
@@ -218,7 +222,7 @@ def _write_tar(local: Path, task: ShardTask) -> list[dict[str, Any]]:
                 "source": sample.photo.key,
                 "original_size": [sample.photo.height, sample.photo.width],
                 "content_hash": sample.photo.content_hash,
-                "group": str(sample.photo.attributes.get("group", sample.photo.content_hash)),
+                "group": plan.group_of(sample.photo) or sample.photo.content_hash,
             }
             crop = [sample.crop.top, sample.crop.left, sample.crop.height, sample.crop.width]
             described = {**member, "crop": crop, "attributes": sample.photo.attributes, "levels": sorted(files), **drawn}

@@ -138,6 +138,7 @@ def look(example: Example, asked: Asked, *, is_hashed: bool) -> Seen:
         width=array.shape[1],
         jpeg_quality=checks.jpeg_quality(data),
         detail=measured,
+        flat_tiles=plan.flat_tiles(array, asked.data) if asked.is_judged else {},
         enlarged=None if is_flat else checks.enlarged(checks.luminance(array)),
     )
 

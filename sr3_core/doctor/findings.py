@@ -6,7 +6,7 @@
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sr3_core.config import Data, SplitName
@@ -44,6 +44,7 @@ class Seen:
     width: int = 0
     jpeg_quality: int | None = None
     detail: float = 0.0  # data.degrade.detail
+    flat_tiles: dict[str, float] = field(default_factory=dict[str, float])  # data.plan.flat_tiles, by a section that was asked about
     enlarged: Enlarged | None = None
     reason: str = ""
     reason_detail: str = ""

@@ -148,6 +148,7 @@ def _photo(item: Seen) -> plan.Photo:
         width=item.width,
         reason=item.reason,
         detail=item.reason_detail,
+        flat=item.flat_tiles,
     )
 
 

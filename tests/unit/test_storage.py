@@ -3,8 +3,9 @@
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -154,6 +155,24 @@ def test_full_disk_is_bad_input() -> None:
         pytest.skip("no /dev/full here")
     with pytest.raises(BadInput, match="no space left"), storage._writing("/dev/full"), open("/dev/full", "wb", buffering=0) as stream:  # pyright: ignore[reportPrivateUsage]
         stream.write(b"x")
+
+
+def test_the_same_of_two_links_is_followed_in_any_order_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.png").write_bytes(b"x")
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "c").symlink_to("b")
+    walk = os.walk
+
+    def backwards(*given: Any, **more: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        for folder, folders, names in walk(*given, **more):
+            folders.reverse()
+            yield folder, folders, names
+
+    once = storage.list_files(str(tmp_path))
+    monkeypatch.setattr(os, "walk", backwards)
+    assert storage.list_files(str(tmp_path)) == once
+    assert [info.path_relative for info in once] == ["a/1.png"]
 
 
 def test_linked_folders_are_followed_once_and_dead_links_listed(tmp_path: Path) -> None:

@@ -1,19 +1,23 @@
 """Inputs as they come: links, what is no file, files without end, flat tiles, whole photos. Each is used or refused by reason."""
 
+import datetime
+import hashlib
 import json
+import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sr3_core import images
+from sr3_core import images, storage
 from sr3_core.artifacts.shardset import ShardSet
-from sr3_core.config import Data
-from sr3_core.data import degrade, reading
-from sr3_core.data.shards import build
+from sr3_core.config import Data, SplitName
+from sr3_core.data import degrade, plan, reading
+from sr3_core.data.shards import INSPECTED, build
 from sr3_core.data.sources import folder
 from sr3_core.data.sources._base import Example
 from tests.conftest import write_photos
@@ -116,3 +120,41 @@ def test_whole_photos_are_stored_and_read_back(tmp_path: Path, size: tuple[int, 
     whole = images.decode((tmp_path / "photos" / "photo 00.png").read_bytes())
     passed = [p for p in (tmp_path / "out").rglob("*.tar") if (tmp_path / "photos" / "photo 00.png").read_bytes() in p.read_bytes()]
     assert bool(passed) == (whole.shape[0] % 2 == 0 and whole.shape[1] % 2 == 0), "bytes pass through where nothing is cut off"
+
+
+def test_photos_of_one_scene_are_not_parted_by_published_splits() -> None:
+    """A held-out scene is not trained on; a group of None is none at all, neither here nor where the hashes divide."""
+
+    def made(splits: Sequence[SplitName | None], groups: Sequence[str | None]) -> plan.Plan:
+        photos = [
+            plan.Photo(
+                f"{index:02d}", f"/{index}", split, None, {"group": group},
+                content_hash=hashlib.sha256(b"%d" % index).hexdigest(), height=40, width=40,
+            )
+            for index, (split, group) in enumerate(zip(splits, groups, strict=True))
+        ]  # fmt: skip
+        return plan.make(photos, Data(source="folder", levels=(32,)))
+
+    published = [plan.SPLITS[index % 3] for index in range(60)]
+    parted = made(published, ["wall" if index in (3, 4, 5, 30) else f"{index}" for index in range(60)])
+    assert [(item.key, item.reason) for item in parted.rejected] == [(key, "group of a held-out photo") for key in ("03", "04", "30")]
+    assert parted.accepted == 57
+    assert not made(published, [None] * 60).rejected
+    assert {shard.split for shard in made([None] * 60, [None] * 60).shards} == {"train", "val", "test"}
+
+
+def test_attributes_that_cannot_be_kept_are_a_reason(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 4)
+    write_photos(tmp_path / "more", 2)
+    attributes: list[dict[str, Any]] = [{"taken": datetime.datetime(2026, 1, 1)}, {"score": math.nan}]
+    more = [Example(f"more {i}", str(tmp_path / "more" / f"photo {i:02d}.png"), attributes=given) for i, given in enumerate(attributes)]
+    assert prepare(tmp_path / "photos", tmp_path / "out", *more).manifest["accepted"] == 4
+    assert rejected(tmp_path / "out") == dict.fromkeys(("more 0", "more 1"), "attributes that are no JSON values")
+
+
+@pytest.mark.parametrize("line", ['{"key": "photo 00", "of_tomorrow": 1}', '{"key": ', "[]"])
+def test_what_another_version_saw_is_looked_at_again(tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(tmp_path / "photos", 4)
+    storage.write_bytes(str(tmp_path / "out" / INSPECTED), line.encode())
+    assert prepare(tmp_path / "photos", tmp_path / "out").manifest["accepted"] == 4
+    assert "looks again" in capsys.readouterr().out

@@ -323,6 +323,17 @@ def test_a_source_of_which_most_is_missing_is_not_usable(folder: Path) -> None:
     assert part["judged"] and "prepare would refuse it" in part["verdict"]["problems"][0]
 
 
+def test_flat_tiles_count_as_prepare_counts_them(tmp_path: Path) -> None:
+    """A judged section's least detail: photos without it are a problem, not an error of the trial that measures the cost."""
+    for index in range(12):
+        (tmp_path / f"{index}.png").write_bytes(images.encode(np.full((64, 64, 3), 20 * index, np.uint8)))
+    asked = ("data.levels=[16, 32]", "data.fit=tiles", "data.tiles.min_detail=3")
+    content = examine(tmp_path, *asked)
+    assert not content["verdict"]["usable"] and "flat photo 12" in content["verdict"]["problems"][0]
+    assert content["estimate"] is None
+    assert examine(tmp_path, *asked[:2])["estimate"]["photos"] == 12
+
+
 def test_published_splits_that_the_proposal_drops_are_said(tmp_path: Path) -> None:
     for index, name in enumerate(PHOTOS):
         (tmp_path / ("Train" if index % 2 else "valid")).mkdir(exist_ok=True)
