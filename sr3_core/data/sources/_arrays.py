@@ -1,8 +1,11 @@
 """numpy files as inputs: the header without the data, one slice as the bytes of an .npy file of (H, W, C). Never a pickle."""
 
 import io
+import zlib
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any, BinaryIO, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,8 @@ from sr3_core.images import npy
 Axes = Literal["HW", "HWC", "CHW", "NHW", "NHWC", "NCHW"]
 DEFAULT_AXES: dict[int, Axes] = {2: "HW", 3: "NHW", 4: "NHWC"}
 MAX_ARRAY_BYTES = 4 * 2**30  # of an array that must be read as a whole: a compressed one, or one in Fortran's order
+# What numpy's parser raises for a text that is no header, and a zip for a member that is damaged; a store's errors are none of these.
+_HOSTILE = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, EOFError, TokenError, zlib.error, BadZipFile)
 _DEPTHS = ("uint8", "uint16")
 
 
@@ -49,15 +54,15 @@ def header(stream: BinaryIO, axes: Axes | None) -> Header:
         version = np.lib.format.read_magic(stream)
         reads = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = reads[version](stream)
-    except (ValueError, KeyError, OSError, EOFError) as error:
-        return Header((), False, nothing, 0, None, "corrupt", f"no .npy header: {error}")
+    except _HOSTILE as error:
+        return Header((), False, nothing, 0, None, "corrupt", f"no .npy header: {type(error).__name__}: {error}")
     start = stream.tell()
     named = axes or DEFAULT_AXES.get(len(shape))
     if dtype.hasobject:
         return Header((), False, nothing, start, None, "pickled objects", "an array of Python objects is never loaded")
     if dtype.newbyteorder("=").name not in _DEPTHS:
         return Header(shape, fortran, dtype, start, None, "unsupported mode", f"{dtype}; allowed: uint8 or uint16")
-    if named is None or len(named) != len(shape) or 0 in shape:
+    if named is None or len(named) != len(shape) or min(shape, default=0) < 1:
         return Header(shape, fortran, dtype, start, None, "unsupported shape", f"{shape}; axes {named or 'unknown: set data.options.axes'}")
     return Header(shape, fortran, dtype, start, named)
 

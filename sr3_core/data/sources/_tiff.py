@@ -17,6 +17,7 @@ _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 _BLOCKS = {273: 279, 324: 325}  # offsets of strips and tiles -> their byte counts
 _ELSEWHERE = frozenset({330, 34665, 34853, 40965, 513, 514})  # directories and thumbnails that lie outside of the page's own blocks
 _LONG = 4
+_LAST = 2**63 - 1  # no file is longer, and no system call takes more
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ def _start(uri: str) -> tuple[_Layout, int]:
 
 
 def _exactly(uri: str, start: int, length: int) -> bytes:
+    if start + length > _LAST:
+        raise BadImage("corrupt", f"{length} bytes at {start}")
     data = storage.read_range(uri, start, length)
     if len(data) != length:
         raise BadImage("truncated", f"{len(data)} of {length} bytes at {start}")

@@ -38,6 +38,8 @@ def members(info: storage.FileInfo) -> tuple[Member, ...]:
                     continue
                 place = f"{item.header_offset} {item.compress_size} {item.file_size} {item.CRC} {item.compress_type}"
                 found.append(Member(item.filename, _kind(item), item.file_size, place))
+    except (FileNotFoundError, PermissionError) as error:
+        raise BadInput(f"{info.uri} cannot be read ({error.strerror})", "a zip file you may read", "check access") from None
     except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, NotImplementedError, struct.error) as error:
         raise BadInput(f"{info.uri} is no whole zip file ({error})", "an undamaged one", "copy it again, or take it out") from None
     return tuple(found)

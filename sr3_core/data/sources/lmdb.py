@@ -17,7 +17,7 @@ from sr3_core import storage
 from sr3_core.config import Section
 from sr3_core.data.sources import _files
 from sr3_core.data.sources._base import Example
-from sr3_core.errors import BadInput
+from sr3_core.errors import BadImage, BadInput
 
 FILE = "data.mdb"
 _KEY = re.compile(rb"(?P<kind>hr|lr|sr)_(?:\d+_)?(?P<resolution>\d+)_(?P<number>\d+)")
@@ -44,9 +44,12 @@ def listing(options: Options) -> str:
 
 
 def read(options: Options, example: Example) -> bytes:
-    """The value. Raises FileNotFoundError for a key that is not there."""
+    """The value. Raises FileNotFoundError for a key that is not there, BadImage for damage."""
     with _kept.transaction(example.container, example.place) as transaction:
-        value = transaction.get(example.member.encode())
+        try:
+            value = transaction.get(example.member.encode())
+        except _errors() as error:
+            raise BadImage("corrupt", str(error)) from None
     if value is None:
         raise FileNotFoundError(example.uri)
     return bytes(value)
@@ -68,8 +71,11 @@ def items(options: Options) -> list[_files.Listed]:
     info = storage.info(uri if uri.endswith(".mdb") else os.path.join(uri, FILE))
     place = f"{info.size} {info.stamp}"
     with _kept.transaction(uri, place) as transaction:
-        length = transaction.get(b"length")
-        keys = [bytes(key) for key in transaction.cursor().iternext(keys=True, values=False)]
+        try:
+            length = transaction.get(b"length")
+            keys = [bytes(key) for key in transaction.cursor().iternext(keys=True, values=False)]
+        except _errors() as error:
+            raise BadInput(f"{uri} is damaged ({error})", "an undamaged LMDB", "copy it again") from None
     _kept.close()
     matched = [(match, key) for key in keys if (match := _KEY.fullmatch(key)) and match["kind"] == b"hr"]
     sizes = Counter(int(match["resolution"]) for match, _ in matched)
@@ -125,6 +131,12 @@ class _Kept:
 
 
 _kept = _Kept()
+
+
+def _errors() -> type[Exception]:
+    import lmdb
+
+    return lmdb.Error
 
 
 def _open(uri: str) -> Any:

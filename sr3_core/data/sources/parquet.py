@@ -46,7 +46,7 @@ def listing(options: Options) -> str:
 
 
 def read(options: Options, example: Example) -> bytes:
-    """The row's image. Raises BadImage for a row without one and for one that only names a file elsewhere."""
+    """The row's image. Raises BadImage for a row without one, one that only names a file elsewhere, and for damage to its row group."""
     size, _, stamp = example.place.partition(" ")
     info = storage.FileInfo(example.container, "", int(size), stamp)
     row = int(example.member)
@@ -55,9 +55,10 @@ def read(options: Options, example: Example) -> bytes:
             value = _images(info, group, options.image)[row - start].as_py()
             path = value.get("path") if isinstance(value, dict) else None
             data = value.get("bytes") if isinstance(value, dict) else value
-            if data:
-                return bytes(data)
-            raise BadImage("no bytes in the row", f"only the path {path}" if path else "null")
+            if data and isinstance(data, bytes):
+                return data
+            named = f"only the path {path}" if path else f"a value of {type(data).__name__}" if data else "null"
+            raise BadImage("no bytes in the row", named)
     raise FileNotFoundError(example.uri)
 
 
@@ -111,22 +112,38 @@ def _groups(info: storage.FileInfo) -> tuple[tuple[int, int], ...]:
 def _images(info: storage.FileInfo, group: int, column: str) -> Any:
     """The images of one row group: neighbours in the order of keys, which is how tasks ask for them."""
     with _opened(info) as file:
-        return file.read_row_group(group, columns=[column])[column]
+        try:
+            return file.read_row_group(group, columns=[column])[column]
+        except (pyarrow.ArrowException, OSError) as error:
+            if _is_damage(error):
+                raise BadImage("corrupt", f"row group {group}: {error}") from None
+            raise
+
+
+def _is_damage(error: BaseException | None) -> bool:
+    """Whether the bytes are wrong, and not their store or the disk: those say which error of the system it was."""
+    return isinstance(error, pyarrow.ArrowException) or (type(error) is OSError and error.errno is None)
 
 
 class _opened:
-    """A parquet file for a ``with`` block; BadInput for a damaged one."""
+    """A parquet file for a ``with`` block; BadInput for a damaged one and for one that cannot be read."""
 
     def __init__(self, info: storage.FileInfo) -> None:
         self._uri, self._stack = info.uri, ExitStack()
 
     def __enter__(self) -> Any:
-        stream = self._stack.enter_context(storage.open_read(self._uri))
         try:
-            return pyarrow.parquet.ParquetFile(stream)
+            return pyarrow.parquet.ParquetFile(self._stack.enter_context(storage.open_read(self._uri)))
+        except (FileNotFoundError, PermissionError) as error:
+            raise BadInput(f"{self._uri} cannot be read ({error.strerror})", "a parquet file you may read", "check access") from None
         except (pyarrow.ArrowException, OSError) as error:
             self._stack.close()
-            raise BadInput(f"{self._uri} is no whole parquet file ({error})", "an undamaged one", "copy it again, or take it out") from None
+            raise self._damaged(error) from None
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         self._stack.close()
+        if _is_damage(error):
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: BaseException | None) -> BadInput:
+        return BadInput(f"{self._uri} is no whole parquet file ({error})", "an undamaged one", "copy it again, or take it out")

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, BinaryIO, cast
@@ -71,20 +72,29 @@ def _slices(info: storage.FileInfo, stem: str, options: Options) -> Iterator[tup
     """(key, member, what kind of slice lies where, what is wrong with it)."""
     try:
         if info.uri.lower().endswith(".npy"):
-            yield from _numbered(stem, "", "npy", _header(info, options.axes), info.path_relative)
+            yield from _numbered(stem, "", "npy", _header(info, options.axes), info.path_relative, info.size)
         elif info.uri.lower().endswith(".npz"):
             for name, about in _headers(info, options.axes).items():
-                yield from _numbered(f"{stem}/{name}", f"{name}/", "npz", about, f"{info.path_relative}/{name}")
+                yield from _numbered(f"{stem}/{name}", f"{name}/", "npz", about, f"{info.path_relative}/{name}", info.size)
         else:
             for number, at in enumerate(_tiff.pages(info)):
                 yield f"{stem}/{number:06d}", str(number), f"tiff {at}", None
     except BadImage as error:
         yield info.path_relative, "file", "none 0", error
+    except FileNotFoundError:
+        yield info.path_relative, "file", "none 0", BadImage("missing", "it was listed, but is not there")
+    except PermissionError as error:
+        yield info.path_relative, "file", "none 0", BadImage("no read permission", error.strerror or "")
 
 
-def _numbered(stem: str, member: str, kind: str, about: _arrays.Header, whole: str) -> Iterator[tuple[str, str, str, BadImage | None]]:
-    if about.reason:
-        yield whole, f"{member}file", "none 0", BadImage(about.reason, about.detail)
+def _numbered(
+    stem: str, member: str, kind: str, about: _arrays.Header, whole: str, size: int
+) -> Iterator[tuple[str, str, str, BadImage | None]]:
+    problem = BadImage(about.reason, about.detail) if about.reason else None
+    if problem is None and about.slices > size:  # a header alone could name any number of them
+        problem = BadImage("truncated", f"{about.slices} slices in a file of {size} bytes")
+    if problem is not None:
+        yield whole, f"{member}file", "none 0", problem
         return
     for number in range(about.slices):
         yield f"{stem}/{number:06d}", f"{member}{number}", f"{kind} {number}", None
@@ -105,7 +115,7 @@ def _headers(info: storage.FileInfo, axes: _arrays.Axes | None) -> dict[str, _ar
                 with archive.open(name) as inside:
                     found[name.removesuffix(".npy")] = _arrays.header(cast(BinaryIO, inside), axes)
             return found
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as error:
         raise BadImage("corrupt", str(error)) from None
 
 
@@ -116,5 +126,5 @@ def _zipped(info: storage.FileInfo, name: str, axes: _arrays.Axes | None) -> tup
     try:
         with storage.open_read(info.uri) as stream, zipfile.ZipFile(cast(Any, stream)) as archive, archive.open(f"{name}.npy") as inside:
             return about, np.load(io.BytesIO(inside.read(about.start + about.data_bytes)), allow_pickle=False)
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, zlib.error) as error:
         raise BadImage("corrupt", str(error)) from None

@@ -57,7 +57,10 @@ def _items(options: Options) -> list[_files.Listed]:
         small = tuple(f".{name}" for name in (options.label, "json" if options.attributes else "") if name)
         parted = [(match, member) for member in _tar.members(info, small) if (match := _NAME.fullmatch(member.name))]
         for key, group in itertools.groupby(parted, key=lambda item: item[0][1]):
-            found.append(_sample(key, {match[2].lower(): member for match, member in group}, info, options))
+            named = [(match[2].lower(), member) for match, member in group]
+            sample = _sample(key, dict(named), info, options)
+            is_twice = len({extension for extension, _ in named}) < len(named)
+            found.append(_files.changed(sample, reason="two members of one name") if is_twice else sample)
     if not found:
         raise BadInput(f"no sample in {options.uri}", "tars with <key>.<ext> members", "check data.options.uri")
     return found
