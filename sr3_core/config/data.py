@@ -15,6 +15,14 @@ class Split(Section):
     test: float = Field(default=0.1, ge=0, lt=1)
     minimum: dict[SplitName, int] = Field(default={"train": 1, "val": 1, "test": 1})
 
+    @model_validator(mode="after")
+    def _shares_of_one_whole(self) -> "Split":
+        if self.val + self.test > 1:
+            raise ValueError(f"split.val {self.val:g} and split.test {self.test:g} are more than all photos together")
+        if any(count < 0 for count in self.minimum.values()):
+            raise ValueError(f"split.minimum {self.minimum} must not be negative")
+        return self
+
 
 class Codec(Section):
     """How a level is stored. A low image is always lossless; JPEG is for the largest level alone, the others are then PNG.

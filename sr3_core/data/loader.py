@@ -62,7 +62,7 @@ class MicroBatches:
 
         Raises BadInput when the sets cannot serve ``stage``: no sample with its levels, other channels, other bits or another
         degradation than the first set's, labels on a part only or not those of the stage's network, colour changes for other channels than
-        theirs.
+        theirs, and for training photos of another set that the first one holds out.
         """
         weighted = [(shards, 1)] if isinstance(shards, ShardSet) else list(shards)
         self.shards, self.stage, self.split = weighted[0][0], stage, split
@@ -71,6 +71,8 @@ class MicroBatches:
         self.sets = [part for part, _ in weighted]
         for other in self.sets[1:]:
             _refuse_unlike(self.sets[0], other)
+            if split == "train":
+                _refuse_held_out(self.sets[0], other)
         if stage.training.augment.saturation and stage.channels != 3:
             got = f"augment.saturation for {stage.channels} channels"
             raise BadInput(got, "3 channels", "set training.augment.saturation=0")
@@ -144,6 +146,19 @@ def _refuse_unlike(first: ShardSet, other: ShardSet) -> None:
         if mine != theirs:
             got = f"{field} {theirs} of {other.uri} mixed with {mine} of {first.uri}"
             raise BadInput(got, "sets that agree in it", "prepare one of them again, or leave it out of training.mix")
+
+
+def _refuse_held_out(first: ShardSet, other: ShardSet) -> None:
+    """What the recipe's own set is judged on must not be trained on by way of another: equal files are known by their hash."""
+    held = {first.sample(part, index).content_hash: part for part in ("val", "test") for index in range(first.count(part))}
+    records = [other.sample("train", index) for index in range(other.count("train"))]
+    found = [record for record in records if record.content_hash in held]
+    if found:
+        record = found[0]
+        got = f"{len(found)} training samples of {other.uri}, {record.key} first, held out for {held[record.content_hash]} by {first.uri}"
+        raise BadInput(
+            got, "sets of which none trains on what another holds out", "prepare it without them, or leave it out of training.mix"
+        )
 
 
 def _usable(shards: ShardSet, stage: Stage, split: SplitName) -> list[int]:

@@ -58,6 +58,8 @@ def test_unknown_key_names_the_nearest() -> None:
         ("scaling.workers=3", "scaling.workers 3"),
         ("stages.sr1024.low=64", "next"),
         ("evaluation.gate=[{metric: psnr}]", "'than'"),
+        ("data.split={val: 0.6, test: 0.6}", "more than all photos together"),
+        ("data.split.minimum.val=-1", "must not be negative"),
     ],
 )
 def test_wrong_values_are_one_clear_line(override: str, word: str) -> None:

@@ -1,6 +1,7 @@
 """Several ShardSets as one stream: the share of each, its own order within, the same from any entry point and for any workers."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sr3_core import config
+from sr3_core import config, images
 from sr3_core.artifacts.shardset import ShardSet
-from sr3_core.config import Scaling
+from sr3_core.config import Data, Scaling
 from sr3_core.data.loader import MicroBatches, opened
 from sr3_core.data.order import MAX_BLOCK, Mixture, Order
+from sr3_core.data.shards import build
+from sr3_core.data.sources._base import Example
 from sr3_core.errors import BadInput
 from tests.unit.data.conftest import Write, noise_photo
 from tests.unit.data.test_loader import EVERYTHING, assert_same, stage
@@ -113,6 +116,19 @@ def test_sets_that_do_not_go_together(shards: ShardSet, labelled_shards: ShardSe
         MicroBatches([(shards, 1), (shards, MAX_BLOCK)], stage())
     with pytest.raises(BadInput, match="no train sample with levels"):
         MicroBatches([(shards, 1), (labelled_shards, 1)], stage(low=64, high=128, crop=64))
+
+
+def test_what_the_recipe_holds_out_is_not_trained_on_by_way_of_another_set(shards: ShardSet, tmp_path: Path) -> None:
+    """The recipe's own set tests on photo 1, which the other set trains on under another name."""
+    examples = []
+    for index in range(2):
+        (tmp_path / f"{index}.png").write_bytes(images.encode(noise_photo(128, index)))
+        examples.append(Example(key=f"own-{index}", uri=str(tmp_path / f"{index}.png"), split="test" if index else "train"))
+    values = {"source": "folder", "split": {"by": "published", "minimum": {"train": 1}}, "levels": (16, 64, 128)}
+    own = build(str(tmp_path / "out"), Data.model_validate(values), examples, fingerprint="test")
+    with pytest.raises(BadInput, match=r"1 training samples of .*, photo-1 first, held out for test by"):
+        MicroBatches([(own, 1), (shards, 1)], stage())
+    assert MicroBatches([(shards, 1), (own, 1)], stage()).num_samples == 6  # judged by the other set, which holds out nothing
 
 
 def test_a_recipe_names_the_others(shards: ShardSet, other_shards: ShardSet) -> None:
