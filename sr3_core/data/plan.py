@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -372,25 +372,29 @@ def _by_content_hash(photos: Sequence[Photo], pairs: Mapping[tuple[int, int], in
         part = int(content[:16], 16) / 2**64
         where[content] = "test" if part < data.split.test else "val" if part < data.split.test + data.split.val else "train"
 
-    def spare(split: SplitName) -> int:
-        usable = sum(len(groups[content]) for content in ordered if where[content] == split and _fits(groups[content][0], split, data))
-        return usable - data.split.minimum.get(split, 0)
-
+    need = {split: max(data.required(split)) for split in SPLITS}
+    side = {content: min(together[0].height, together[0].width) for content, together in groups.items()}
+    spare = {split: -data.split.minimum.get(split, 0) for split in SPLITS}
+    for content, split in where.items():
+        spare[split] += len(groups[content]) if side[content] >= need[split] else 0
     for needy in SPLITS:
-        while spare(needy) < 0:
-            donors: list[SplitName] = sorted((split for split in SPLITS if spare(split) > 0), key=spare, reverse=True)
-            given = next(
-                (
-                    content
-                    for donor in donors
-                    for content in ordered
-                    if where[content] == donor and len(groups[content]) <= spare(donor) and _fits(groups[content][0], needy, data)
-                ),
-                None,
-            )
-            if given is None:
+        if spare[needy] >= 0:
+            continue
+        ready = {
+            split: deque(content for content in ordered if where[content] == split and side[content] >= need[needy]) for split in SPLITS
+        }
+        while spare[needy] < 0:
+            donors: list[SplitName] = sorted((split for split in SPLITS if spare[split] > 0), key=lambda split: spare[split], reverse=True)
+            for donor in donors:
+                while ready[donor] and len(groups[ready[donor][0]]) > spare[donor]:
+                    ready[donor].popleft()  # for good: what a donor can spare only falls
+            giving = next((donor for donor in donors if ready[donor]), None)
+            if giving is None:
                 break  # refuse_too_few says so
+            given = ready[giving].popleft()
             where[given] = needy
+            spare[needy] += len(groups[given])
+            spare[giving] -= len(groups[given]) if side[given] >= need[giving] else 0
     return {photo.key: where[content] for content, together in groups.items() for photo in together}
 
 
