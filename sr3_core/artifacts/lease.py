@@ -140,7 +140,8 @@ def _stale(holder: dict[str, Any] | None) -> str | None:
     """Why the lease of ``holder`` no longer counts; None when it does (or was released just now)."""
     if holder is None:
         return None
-    if not {"host", "pid", "since", "heartbeat", "token"} <= holder.keys():
+    times = (holder.get("since"), holder.get("heartbeat"))
+    if not {"host", "pid", "token"} <= holder.keys() or not all(isinstance(value, int | float) for value in times):
         return "its file is damaged"
     here = _self()
     if (holder["host"], holder.get("namespace")) == (here["host"], here["namespace"]) and _process(holder["pid"]) != holder.get("process"):

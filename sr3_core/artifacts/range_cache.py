@@ -42,7 +42,8 @@ class RangeCache:
         data = storage.read_range(shard_uri, start, length)
         if length > self.max_bytes or len(data) != length:  # a shard cut short is for the reader to find out
             return data
-        storage.write_bytes(str(path), data)
+        with suppress(FileNotFoundError):  # taken by another's eviction before it had its name: then it is not kept
+            storage.write_bytes(str(path), data)
         with self._lock:
             self._bytes += length
             self._written += length

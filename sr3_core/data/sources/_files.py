@@ -48,6 +48,10 @@ def listed(uri: str, suffixes: Collection[str] | None = None, *, pattern: str = 
     except PermissionError as error:
         got = f"{error.filename or uri} cannot be listed"
         raise BadInput(got, "a folder you may list and read", "check access and credentials") from None
+    except NotADirectoryError:
+        name = container_plugin(uri)
+        do = f"name the plug-in {name}" if name else "give its folder"
+        raise BadInput(f"{uri} is a file", "a folder", do) from None
     if pattern:
         matches = glob_expression(pattern)
         files = [info for info in every if matches.fullmatch(info.path_relative)]
@@ -119,7 +123,7 @@ def glob_expression(pattern: str) -> re.Pattern[str]:
     parts: list[str] = []
     for token in tokens:
         if token.startswith("[") and token.endswith("]") and len(token) > 2:
-            inside = token[1:-1].replace("\\", r"\\")
+            inside = token[1:-1].replace("\\", r"\\").replace("[", r"\[")
             parts.append(f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]")
         else:
             parts.append(known.get(token) or re.escape(token))

@@ -3,6 +3,7 @@
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -242,3 +243,17 @@ def test_the_folder_stays_within_its_bound(shards: ShardSet, cached: Callable[[i
     assert kept(folder)
     with pytest.raises(BadInput, match="not on this machine"):
         RangeCache("gs://bucket/x", 1)
+
+
+def test_a_bound_of_hardly_more_than_one_range_stops_no_thread(tmp_path: Path) -> None:
+    """Each eviction may meet the file that another thread is writing just now."""
+    blob = np.random.default_rng(0).bytes(2**17)
+    (tmp_path / "shard").write_bytes(blob)
+    cache = RangeCache(str(tmp_path / "cache"), 5000)
+
+    def read(number: int) -> bool:
+        start, length = 977 * number % 2**16, 4000 + number % 900
+        return cache.read(str(tmp_path / "shard"), "ab" * 32, start, length) == blob[start : start + length]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(200)))

@@ -96,6 +96,13 @@ def test_a_folder_without_photos_says_what_it_holds_and_who_reads_that(files: tu
         keys(uri=str(tmp_path))
 
 
+@pytest.mark.parametrize(("file", "do"), [("a.png", "give its folder"), ("a.zip", "name the plug-in archive")])
+def test_a_file_is_no_folder(tmp_path: Path, file: str, do: str) -> None:
+    (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(BadInput, match=f"{file} is a file; allowed: a folder; do: {do}"):
+        keys(uri=str(tmp_path / file))
+
+
 def test_a_folder_that_is_really_called_so(tmp_path: Path) -> None:
     (tmp_path / "what?").mkdir()
     (tmp_path / "what?" / "a.png").write_bytes(b"x")
