@@ -129,6 +129,8 @@ def _counts(made: ShardSet) -> str:
     profiles: dict[str, int] = made.manifest.get("profiles", {})
     told = {"other": "converted to sRGB", "broken": "broken, their pixels as they are"}
     parts += [f"colour profiles of {count} photos {told[profile]}" for profile, count in profiles.items()]
+    if frames := made.manifest.get("first_frames"):
+        parts.append(f"{frames} photos are the first of several pages or frames in their file; the others are left out")
     if rejected:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items()))
         parts.append(f"rejected {sum(rejected.values())} ({reasons}; see {REJECTED})")

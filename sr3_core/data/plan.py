@@ -38,6 +38,7 @@ class Photo:
     flat: dict[str, float] = field(default_factory=dict[str, float])  # suffix of a tile below the minimum detail -> its detail
     near_hash: str = ""  # perceptual hash, 16 hex digits, where near-duplicates are looked for
     profile: str = ""  # "other" or "broken" where its colours come with such a profile: images.Header
+    frames: int = 1  # pages of a TIFF or frames of an animation, of which the first is used
     member: str = ""  # this and ``place`` as in Example: where a container has it
     place: str = ""
     kept: str = ""  # the file below the ShardSet's folder where its levels wait for their shard, where they do: levels.Keeper
@@ -177,6 +178,7 @@ def look(example: Example, data: Data) -> tuple[Photo, tuple[bytes, images.Array
         width=header.width,
         flat=flat_tiles(array, data),
         profile=header.profile if header.profile in ("other", "broken") else "",
+        frames=header.frames,
         near_hash="" if data.near_duplicates is None else images.perceptual_hash(array),
     )
     return seen, (content, array)
@@ -261,6 +263,11 @@ def profiles_of(plan: Plan) -> dict[str, int]:
     """How many accepted photos have a colour profile that was followed ("other") or could not be ("broken")."""
     profiles = {sample.photo.key: sample.photo.profile for shard in plan.shards for sample in shard.samples}
     return dict(sorted(Counter(profile for profile in profiles.values() if profile).items()))
+
+
+def num_first_frames(plan: Plan) -> int:
+    """How many accepted photos are the first page or frame of several in their file."""
+    return len({sample.photo.key for shard in plan.shards for sample in shard.samples if sample.photo.frames > 1})
 
 
 def reasons_of(plan: Plan) -> dict[str, int]:

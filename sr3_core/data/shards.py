@@ -263,6 +263,7 @@ def _manifest(data: Data, made: plan.Plan, entries: Sequence[dict[str, Any]], fi
                 counts[entry["split"]][level] += 1
     # said only by sets that ask for it or have it, so that the others keep their bytes
     profiles = {"profiles": found} if (found := plan.profiles_of(made)) else {}
+    frames = {"first_frames": count} if (count := plan.num_first_frames(made)) else {}
     tiles = {"refused_tiles": {"flat tile": len(made.flat)}} if data.tiles.min_detail > 0 else {}
     groups = len({item.group for item in made.near})
     near = {} if data.near_duplicates is None else {"near_duplicates": {"photos": len(made.near), "groups": groups}}
@@ -270,6 +271,7 @@ def _manifest(data: Data, made: plan.Plan, entries: Sequence[dict[str, Any]], fi
         **tiles,
         **near,
         **profiles,
+        **frames,
         "schema": SCHEMA_VERSION,
         "section": data.model_dump(mode="json"),
         "fingerprint": fingerprint,

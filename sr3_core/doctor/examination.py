@@ -136,6 +136,7 @@ def look(example: Example, asked: Asked, *, is_hashed: bool) -> Seen:
         channels=array.shape[2],
         height=array.shape[0],
         width=array.shape[1],
+        frames=header.frames,
         jpeg_quality=checks.jpeg_quality(data),
         detail=measured,
         flat_tiles=plan.flat_tiles(array, asked.data) if asked.is_judged else {},

@@ -42,6 +42,7 @@ class Seen:
     channels: int = 0  # of the decoded image
     height: int = 0
     width: int = 0
+    frames: int = 1  # pages or frames in the file; the first is used
     jpeg_quality: int | None = None
     detail: float = 0.0  # data.degrade.detail
     flat_tiles: dict[str, float] = field(default_factory=dict[str, float])  # data.plan.flat_tiles, by a section that was asked about
@@ -75,6 +76,7 @@ def findings(seen: Sequence[Seen], *, listed: int, data: Data | None, near_looke
     duplicates      extra: files beyond the first of each content; groups: [{content_hash, keys}]
     near_duplicates looked_for; bits: the distance; pairs: [{keys, bits}]
     leakage         [{kind: exact | near | group, keys, splits}]: inputs of two published splits that show the same
+    first_frames    inputs: [{key, uri, frames}] whose file has several pages or frames, of which the first is used
     flat            limit; inputs: [{key, uri, detail}], flattest first
     enlarged        checked; inputs: [{key, uri, kind, scale, strength}], strongest first
     jpeg            files; quality: {min, median, max} or null; limit; low: [{key, uri, quality}], lowest first
@@ -120,6 +122,7 @@ def findings(seen: Sequence[Seen], *, listed: int, data: Data | None, near_looke
             "pairs": [{"keys": [first.key, second.key], "bits": bits} for first, second, bits in near_pairs],
         },
         "leakage": leakage(good, groups, near_pairs),
+        "first_frames": {"inputs": [{**_named(item), "frames": item.frames} for item in good if item.frames > 1]},
         "flat": {"limit": FLAT_DETAIL, "inputs": [{**_named(item), "detail": round(item.detail, 3)} for item in flat]},
         "enlarged": {
             "checked": sum(item.short_side >= MIN_SIDE for item in good),
@@ -167,6 +170,10 @@ def warnings(content: Mapping[str, Any]) -> list[str]:
         lines.append(line + ("; fetch what is missing, or narrow data.options" if MISSING in reasons else ""))
     if unread := {name: count for name, count in content["other_files"].items() if name in OTHER_PICTURES}:
         lines.append(f"pictures with endings that are no inputs: {_named_counts(unread)}; convert them to PNG or TIFF")
+    if several := content["first_frames"]["inputs"]:
+        lines.append(
+            f"several pages or frames in a file: {len(several)}; the first alone is used (the plug-in stack takes all pages of a TIFF)"
+        )
     if enlarged := content["enlarged"]["inputs"]:
         share = f"enlarged or soft: {len(enlarged)} of {good} photos have fewer details than pixels"
         lines.append(share + ("; train at a smaller level or leave them out" if len(enlarged) >= MANY_SHARE * good else ""))

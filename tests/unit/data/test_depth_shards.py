@@ -136,6 +136,19 @@ def test_codecs_are_exact_below_the_largest_level_and_keep_the_floor_on_it(
     assert extensions == {16: {lower}, 32: {largest}}
 
 
+def test_the_first_of_several_pages_is_used_and_counted(tmp_path: Path) -> None:
+    at = tmp_path / "in"
+    at.mkdir()
+    first, *others = [Image.fromarray(noise(seed, 8, 3, side=32)) for seed in range(3)]
+    first.save(at / "pages.tiff", save_all=True, append_images=others)
+    first.save(at / "one.tiff")
+    found = built(at, section(at))
+    assert found.manifest["first_frames"] == 1 and found.count("train") == 2
+    assert all(np.array_equal(found.image("train", index, 32), np.asarray(first)) for index in range(2))
+    (at / "pages.tiff").unlink()
+    assert "first_frames" not in built(at, section(at), "others").manifest
+
+
 def test_colour_profiles_are_followed_once_and_counted(tmp_path: Path) -> None:
     """The level is stored in sRGB without a profile: nothing is converted twice, and no source bytes pass through unconverted."""
     at = tmp_path / "in"

@@ -257,3 +257,16 @@ def test_a_bound_of_hardly_more_than_one_range_stops_no_thread(tmp_path: Path) -
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(read, range(200)))
+
+
+def test_a_full_disk_of_the_cache_ends_no_training(
+    shards: ShardSet, cached: Callable[[int], tuple[ShardSet, Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened, folder = cached(10**8)
+
+    def full(*_: object) -> None:
+        raise BadInput("no space left while writing", "a root with free space", "free some")
+
+    monkeypatch.setattr(storage, "write_bytes", full)
+    assert_same([MicroBatches(opened, stage()).batch(0, 10)], [MicroBatches(shards, stage()).batch(0, 10)])
+    assert not kept(folder) and capsys.readouterr().out.count("is not kept") == 1

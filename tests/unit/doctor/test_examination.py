@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sr3_core import doctor, images, plugins
 from sr3_core.config import Data
@@ -57,6 +58,14 @@ def test_nothing_is_said_of_good_photos(folder: Path) -> None:
     assert content["sizes"]["short_side"] == {"min": 400, "median": 469.5, "max": 512}
     assert {row["level"]: row["photos"] for row in content["levels"]}[512] == 3
     assert content["jpeg"]["quality"] == {"min": 95, "median": 95, "max": 95}
+
+
+def test_files_of_several_pages_are_named(folder: Path) -> None:
+    pages = [Image.fromarray(photo(name)).resize((300, 300)) for name in ("church", "coffee")]
+    pages[0].save(folder / "pages.tiff", save_all=True, append_images=pages[1:])
+    content = examine(folder)
+    assert content["first_frames"]["inputs"] == [{"key": "pages", "uri": str(folder / "pages.tiff"), "frames": 2}]
+    assert any(line.startswith("several pages or frames in a file: 1") for line in content["verdict"]["warnings"])
 
 
 def test_each_finding_is_found_and_no_more(folder: Path) -> None:
@@ -132,6 +141,7 @@ SCHEMA: dict[str, Any] = {
     "formats": dict, "modes": dict, "depths": dict, "channels": dict, "levels": list, "leakage": list,
     "refused": {"reasons": dict, "inputs": list}, "duplicates": {"extra": int, "groups": list},
     "near_duplicates": {"looked_for": bool, "bits": int, "pairs": list}, "flat": {"limit": float, "inputs": list},
+    "first_frames": {"inputs": list},
     "enlarged": {"checked": int, "inputs": list}, "jpeg": {"files": int, "quality": (dict, type(None)), "limit": int, "low": list},
     "estimate": {"photos": int, "samples": int, "shards": int, "bytes": int, "seconds_per_core": float, "measured_on": int},
     "verdict": {"usable": bool, "problems": list, "warnings": list, "data": dict, "stages": list},
