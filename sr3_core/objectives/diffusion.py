@@ -18,12 +18,14 @@ from sr3_core.data.loader import Batch, MicroBatches
 from sr3_core.diffusion import guard, process, schedules
 from sr3_core.diffusion.grids import sampling_grid, sampling_options
 from sr3_core.diffusion.low_augmentation import LowAugmentation
+from sr3_core.diffusion.noise_bins import by_level
 from sr3_core.diffusion.predictor import Predictor, unit_noise
 from sr3_core.diffusion.unread import refuse_unread
 from sr3_core.diffusion.upsampling import CLIPPED, Upsampling, upsampled
 from sr3_core.diffusion.walk import Walk, walk
 from sr3_core.errors import BadInput
 from sr3_core.seeds import generator
+from sr3_core.training.window import Value
 
 # which options each value of these reads; one that is set for another value is refused
 _READS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -150,8 +152,11 @@ class Objective:
             torch.manual_seed(self.stage.training.seed)
             return {"denoiser": module.build(options, self.stage)}
 
-    def loss(self, turn: str, players: Mapping[str, Callable[..., Tensor]], batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Mean loss of the micro-batch; gamma, noise, augmentation and label dropout are drawn per sample from its global index."""
+    def loss(self, turn: str, players: Mapping[str, Callable[..., Tensor]], batch: Batch) -> tuple[Tensor, dict[str, Value]]:
+        """Mean loss of the micro-batch; gamma, noise, augmentation and label dropout are drawn per sample from its global index.
+
+        The metrics are the losses by noise level; weighed by their samples, they make up the loss.
+        """
         options, training, network = self.options, self.stage.training, players[turn]
         x0, low = batch.high, None
         extra: dict[str, Tensor | None] = {"label": batch.labels}
@@ -176,8 +181,8 @@ class Objective:
         output = network(self.read.given(noisy, gamma), low, gamma, **extra)
         error = self._error(output.float(), self.read.target(x0, eps, gamma)).flatten(1).mean(dim=1)
         weight = self.read.loss_weight(options.loss_weight, gamma, min_snr=options.min_snr)
-        loss = (error * weight.to(error.dtype)).mean()
-        return loss, {"loss": float(loss.detach())}
+        losses = error * weight.to(error.dtype)
+        return losses.mean(), {**by_level(losses, gamma)}
 
     def _error(self, output: Tensor, target: Tensor) -> Tensor:
         """Of every value, in the target's shape."""

@@ -20,6 +20,7 @@ from sr3_core.config import Stage, Training
 from sr3_core.data.loader import Batch, MicroBatches
 from sr3_core.errors import BadInput, Failed
 from sr3_core.seeds import generator
+from sr3_core.training import window
 from sr3_core.training.state import CheckpointStore, TrainState, check_same_recipe
 from sr3_core.training.worker import Worker
 
@@ -80,11 +81,11 @@ def train(
                 micro_batches.append(next(stream))
                 waited += time.monotonic() - before
             metrics = _step(stage, state, objective, wrapped, turn=turn, micro_batches=micro_batches, worker=worker)
-            _add(state.window, metrics)
+            window.add(state.window, metrics)
             stop = worker.should_stop()
             if state.images_seen % training.log_images == 0 or state.images_seen == training.images:
                 seconds = time.monotonic() - clock
-                line = {name: total / count for name, (total, count) in state.window.items()}
+                line = window.means(state.window)
                 state.window, state.logged = {}, dict(line)
                 line["images_per_second"] = (state.images_seen - logged_at) / seconds
                 line["data_wait_share"] = waited / seconds
@@ -239,7 +240,7 @@ def _backward(
             with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=half):
                 loss, metrics = objective.loss(turn, players, batch)
             (loss * share).backward()
-    return {**metrics, "loss": float(loss.detach())}
+    return {**window.flat(metrics), "loss": float(loss.detach())}
 
 
 def _mean_over_workers(values: Mapping[str, float], worker: Worker) -> dict[str, float]:
@@ -247,12 +248,6 @@ def _mean_over_workers(values: Mapping[str, float], worker: Worker) -> dict[str,
     names = sorted(values)
     stacked: Tensor = worker.all_reduce_mean(torch.tensor([values[name] for name in names], dtype=torch.float64, device=worker.device))
     return dict(zip(names, stacked.tolist(), strict=True))
-
-
-def _add(window: dict[str, tuple[float, int]], metrics: Mapping[str, float]) -> None:
-    for name, value in metrics.items():
-        total, count = window.get(name, (0.0, 0))
-        window[name] = (total + value, count + 1)
 
 
 def _set_determinism(training: Training) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sr3_core import config, storage
 from sr3_core.config import Stage
 from sr3_core.errors import BadInput, Failed
+from sr3_core.training.window import Window
 
 SCHEMA_VERSION = 1
 MANIFEST = "state.json"
@@ -27,7 +28,7 @@ _DIGITS = 12  # a checkpoint's folder is its images seen, so that names sort
 class TrainState:
     """Networks, optimizers (one per player), the averaged weights of the exported player, and the one position: images seen.
 
-    ``window`` holds (sum, count) of each metric since the last log line, so that a resumed run logs what an uninterrupted one logs;
+    ``window`` holds (sum, weight) of each metric since the last log line, so that a resumed run logs what an uninterrupted one logs;
     ``logged`` is that last line without what depends on the clock.
     """
 
@@ -37,7 +38,7 @@ class TrainState:
     measured: dict[str, float]
     ema: dict[str, Tensor]
     images_seen: int = 0
-    window: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
+    window: Window = field(default_factory=dict[str, tuple[float, float]])
     logged: dict[str, float] = field(default_factory=dict[str, float])
 
     @classmethod
@@ -87,7 +88,7 @@ class TrainState:
             tensor.copy_(ema[name])
         self.images_seen = int(manifest["images_seen"])
         self.logged = dict(manifest["logged"])
-        self.window = {name: (float(total), int(count)) for name, (total, count) in manifest["window"].items()}
+        self.window = {name: (float(total), float(weight)) for name, (total, weight) in manifest["window"].items()}
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for player, optimizer in self.optimizers.items():
