@@ -5,10 +5,11 @@ receives only its own section, as one canonical JSON string, so that a change el
 """
 
 from sr3_core.config.data import Blur, Codec, Corruption, Data, Jpeg, Noise, Split, Tiles
+from sr3_core.config.optimisation import Average, Ema, LearningRate, Optimizer
 from sr3_core.config.recipe import Evaluation, Export, Recipe, Rule, Scaling, Search, load
 from sr3_core.config.recipe_file import RECIPES, recipe_names, refuse_secrets
 from sr3_core.config.section import MAX_SECTION_BYTES, SPLITS, Plugin, Section, SectionT, SplitName, fingerprint, options, parse
-from sr3_core.config.stage import Augment, Ema, LearningRate, Mix, Optimizer, OtherData, Stage, Training, sizes
+from sr3_core.config.stage import Augment, Mix, OtherData, Stage, Training, sizes
 from sr3_core.errors import nearest
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "RECIPES",
     "SPLITS",
     "Augment",
+    "Average",
     "Blur",
     "Codec",
     "Corruption",

@@ -5,29 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sr3_core.config.optimisation import Ema, LearningRate, Optimizer
 from sr3_core.config.section import NAME, Plugin, Section
-
-
-class Optimizer(Section):
-    name: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = Field(default=1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.0, ge=0)
-
-
-class LearningRate(Section):
-    """Shape of the learning rate over images seen: linear warm-up, then constant or cosine down to ``final`` of the peak."""
-
-    name: Literal["constant", "cosine"] = "constant"
-    warmup_images: int = Field(default=0, ge=0)
-    final: float = Field(default=0.0, ge=0, le=1)
-
-
-class Ema(Section):
-    """Exponential moving average of the weights; with ``warmup`` the decay is min(decay, (1 + steps) / (10 + steps))."""
-
-    decay: float = Field(default=0.9999, ge=0, lt=1)
-    warmup: bool = True
 
 
 class Augment(Section):
@@ -96,6 +75,9 @@ class Training(Section):
         for field in ("images", "checkpoint_images", "log_images"):
             if getattr(self, field) % self.global_batch:
                 raise ValueError(f"{field} {getattr(self, field)} must be a multiple of global_batch {self.global_batch}")
+        patience = self.learning_rate.patience_images
+        if patience is not None and patience % self.log_images:
+            raise ValueError(f"learning_rate.patience_images {patience} must be a multiple of log_images {self.log_images}")
         return self
 
 

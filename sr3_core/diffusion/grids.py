@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from sr3_core import config
 from sr3_core.config import Section, Stage
+from sr3_core.config.unread import refuse_unread
 from sr3_core.diffusion.schedules import Array, Levels, Schedule, gamma_of
-from sr3_core.diffusion.unread import refuse_unread
 from sr3_core.errors import BadInput
 
 # which of the options below each grid reads

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from sr3_core.config import Section
+from sr3_core.config.unread import refuse_unread
 from sr3_core.data.order import Order
-from sr3_core.diffusion.unread import refuse_unread
 from sr3_core.seeds import from_key, generator
 
 Array = NDArray[np.float64]

@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from sr3_core import config, labels, plugins
 from sr3_core.config import Section, Stage
+from sr3_core.config.unread import refuse_unread
 from sr3_core.data.loader import Batch, MicroBatches
 from sr3_core.diffusion import guard, process, schedules
 from sr3_core.diffusion.grids import sampling_grid, sampling_options
 from sr3_core.diffusion.low_augmentation import LowAugmentation
 from sr3_core.diffusion.noise_bins import by_level
 from sr3_core.diffusion.predictor import Predictor, unit_noise
-from sr3_core.diffusion.unread import refuse_unread
 from sr3_core.diffusion.upsampling import CLIPPED, Upsampling, upsampled
 from sr3_core.diffusion.walk import Walk, walk
 from sr3_core.errors import BadInput

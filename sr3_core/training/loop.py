@@ -21,6 +21,7 @@ from sr3_core.data.loader import Batch, MicroBatches
 from sr3_core.errors import BadInput, Failed
 from sr3_core.seeds import generator
 from sr3_core.training import window
+from sr3_core.training.optimisation import learning_rate
 from sr3_core.training.state import CheckpointStore, TrainState, check_same_recipe
 from sr3_core.training.worker import Worker
 
@@ -87,6 +88,7 @@ def train(
                 seconds = time.monotonic() - clock
                 line = window.means(state.window)
                 state.window, state.logged = {}, dict(line)
+                state.carried.observe(training, state.images_seen, line, exported=state.exported)
                 line["images_per_second"] = (state.images_seen - logged_at) / seconds
                 line["data_wait_share"] = waited / seconds
                 if worker.rank == 0:
@@ -103,17 +105,6 @@ def train(
         if close is not None:
             close()
     return state
-
-
-def learning_rate(training: Training, images_seen: int) -> float:
-    """Learning rate of the step that starts at ``images_seen``: linear warm-up, then constant or a cosine to ``final`` x peak."""
-    schedule, peak = training.learning_rate, training.optimizer.learning_rate
-    if images_seen < schedule.warmup_images:
-        return peak * min(1.0, (images_seen + training.global_batch) / schedule.warmup_images)
-    if schedule.name == "constant":
-        return peak
-    progress = (images_seen - schedule.warmup_images) / max(1, training.images - schedule.warmup_images)
-    return peak * (schedule.final + (1.0 - schedule.final) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 def environment(worker: Worker) -> dict[str, Any]:
@@ -182,7 +173,7 @@ def _step(
     """One optimizer step of ``turn``'s player; advances ``images_seen``. Returns the metrics' means over the global batch."""
     training = stage.training
     player, optimizer = state.players[turn], state.optimizers[turn]
-    rate = learning_rate(training, state.images_seen)
+    rate = learning_rate(training, state.images_seen, reductions=state.carried.reductions)
     for group in optimizer.param_groups:
         group["lr"] = rate
     totals: dict[str, float] = {}

@@ -12,15 +12,18 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sr3_core import config, storage
+from sr3_core import storage
 from sr3_core.config import Stage
 from sr3_core.errors import BadInput, Failed
+from sr3_core.training import ema
+from sr3_core.training.optimisation import Carried, make_optimizer
 from sr3_core.training.window import Window
 
 SCHEMA_VERSION = 1
 MANIFEST = "state.json"
 _EMA = "ema.safetensors"
 _FILES = ("players.safetensors", "optimizers.safetensors", _EMA)
+_ALSO = "also/"  # before the names of the averages that are not exported; no tensor's name has a slash
 _DIGITS = 12  # a checkpoint's folder is its images seen, so that names sort
 
 
@@ -28,6 +31,7 @@ _DIGITS = 12  # a checkpoint's folder is its images seen, so that names sort
 class TrainState:
     """Networks, optimizers (one per player), the averaged weights of the exported player, and the one position: images seen.
 
+    ``averages`` are those of ``ema.also``, by name; ``carried`` is what the optimisation remembers beside tensors.
     ``window`` holds (sum, weight) of each metric since the last log line, so that a resumed run logs what an uninterrupted one logs;
     ``logged`` is that last line without what depends on the clock.
     """
@@ -37,32 +41,46 @@ class TrainState:
     exported: str
     measured: dict[str, float]
     ema: dict[str, Tensor]
+    averages: dict[str, dict[str, Tensor]] = field(default_factory=dict[str, dict[str, Tensor]])
+    carried: Carried = field(default_factory=Carried)
     images_seen: int = 0
     window: Window = field(default_factory=dict[str, tuple[float, float]])
     logged: dict[str, float] = field(default_factory=dict[str, float])
 
     @classmethod
     def fresh(cls, players: dict[str, nn.Module], *, exported: str, measured: Mapping[str, float], stage: Stage) -> "TrainState":
-        """State before the first step; the average starts at the initial weights."""
-        ema = {name: tensor.detach().clone() for name, tensor in players[exported].state_dict().items()}
-        optimizers = {name: _optimizer(player, stage) for name, player in players.items()}
-        return cls(players=players, optimizers=optimizers, exported=exported, measured=dict(measured), ema=ema)
+        """State before the first step; the averages start at the initial weights."""
+        optimizers = {name: make_optimizer(player, stage.training.optimizer) for name, player in players.items()}
+        state = cls(players=players, optimizers=optimizers, exported=exported, measured=dict(measured), ema={})
+        state.start_averages(stage)
+        return state
+
+    def start_averages(self, stage: Stage) -> None:
+        """Let every average start at the exported player's weights as they are."""
+
+        def copied() -> dict[str, Tensor]:
+            return {name: tensor.detach().clone() for name, tensor in self.players[self.exported].state_dict().items()}
+
+        self.ema, self.averages = copied(), {name: copied() for name in stage.training.ema.also}
 
     def update_ema(self, stage: Stage) -> None:
-        """After an optimizer step: ema <- decay x ema + (1 - decay) x weights; what is not floating point is copied."""
+        """After an optimizer step: move every average towards the weights."""
         options = stage.training.ema
         steps = self.images_seen // stage.training.global_batch
-        decay = min(options.decay, (1 + steps) / (10 + steps)) if options.warmup else options.decay
         current = self.players[self.exported].state_dict()
-        names = [name for name, tensor in self.ema.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.ema[name] for name in names], [current[name] for name in names], 1.0 - decay)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        for name in self.ema.keys() - names:
-            self.ema[name].copy_(current[name])
+        ema.update(self.ema, current, ema.decay(options, steps))
+        for name, average in self.averages.items():
+            ema.update(average, current, ema.decay(options.also[name], steps))
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """Every average by its name in the file: the exported one's tensors have their own names."""
+        also = {f"{_ALSO}{name}/{key}": tensor for name, average in self.averages.items() for key, tensor in average.items()}
+        return {**self.ema, **also}
 
     def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """Write the state into the local ``folder``, the manifest last; ``facts`` (stage, environment) become part of the manifest."""
         players = {f"{player}/{name}": tensor for player, module in self.players.items() for name, tensor in module.state_dict().items()}
-        for name, tensors in zip(_FILES, (players, dict(self._optimizer_tensors()), self.ema), strict=True):
+        for name, tensors in zip(_FILES, (players, dict(self._optimizer_tensors()), self._averaged()), strict=True):
             save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, folder / name)
         storage.write_json(
             str(folder / MANIFEST),
@@ -73,19 +91,21 @@ class TrainState:
                 "measured": self.measured,
                 "window": self.window,
                 "logged": self.logged,
+                "carried": self.carried.to_json(),
                 "files": {name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in _FILES},
             },
         )
 
     def load(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         """Take over the state saved in the local ``folder``, in place: wrapped players and their gradients stay what they are."""
-        players, optimizers, ema = (load_file(folder / name) for name in _FILES)
+        players, optimizers, averaged = (load_file(folder / name) for name in _FILES)
         for player, module in self.players.items():
             prefix = f"{player}/"
             module.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in players.items() if key.startswith(prefix)})
             self._load_optimizer(player, {key.removeprefix(prefix): tensor for key, tensor in optimizers.items() if key.startswith(prefix)})
-        for name, tensor in self.ema.items():
-            tensor.copy_(ema[name])
+        for name, tensor in self._averaged().items():
+            tensor.copy_(averaged[name])
+        self.carried = Carried.from_json(manifest.get("carried", {}))  # a checkpoint from before there was anything to carry has none
         self.images_seen = int(manifest["images_seen"])
         self.logged = dict(manifest["logged"])
         self.window = {name: (float(total), float(weight)) for name, (total, weight) in manifest["window"].items()}
@@ -161,9 +181,17 @@ class CheckpointStore:
                     raise Failed(f"{checkpoint.uri}/{name} changed while it was read")
             state.load(Path(scratch), checkpoint.manifest)
 
-    def averaged_weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """The exported player's averaged weights, by their names in the network."""
-        return load_tensors(storage.read_bytes(storage.join(checkpoint.uri, _EMA)))
+    def averaged_weights(self, checkpoint: Checkpoint, *, also: str | None = None) -> dict[str, Tensor]:
+        """The exported player's averaged weights, by their names in the network; ``also`` names another of its averages."""
+        tensors = load_tensors(storage.read_bytes(storage.join(checkpoint.uri, _EMA)))
+        if also is None:
+            return {name: tensor for name, tensor in tensors.items() if not name.startswith(_ALSO)}
+        prefix = f"{_ALSO}{also}/"
+        found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if not found:
+            names = sorted({name.split("/")[1] for name in tensors if name.startswith(_ALSO)})
+            raise BadInput(f"average {also}", f"those of training.ema.also: {', '.join(names) or 'none'}", "name one of them")
+        return found
 
     def save(self, state: TrainState, facts: Mapping[str, Any]) -> Checkpoint:
         """Write, read back and verify a checkpoint, then drop what is older than the newest ``keep``.
@@ -236,12 +264,6 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, values
-
-
-def _optimizer(player: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    options: config.Optimizer = stage.training.optimizer
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name]
-    return kind(player.parameters(), lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay, fused=True)
 
 
 def _sha256(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from sr3_core.config import Section
+from sr3_core.config.section import Section
 
 
 def refuse_unread(
