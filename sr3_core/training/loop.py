@@ -22,6 +22,7 @@ from sr3_core.errors import BadInput, Failed
 from sr3_core.seeds import generator
 from sr3_core.training import window
 from sr3_core.training.optimisation import learning_rate
+from sr3_core.training.saving import Saver
 from sr3_core.training.state import CheckpointStore, TrainState, check_same_recipe
 from sr3_core.training.worker import Worker
 
@@ -74,32 +75,36 @@ def train(
         log(state.images_seen, {})
     stream = iter(batches.prefetch(mine))
     try:
-        while state.images_seen < training.images:
-            turn = objective.turns[state.images_seen // training.global_batch % len(objective.turns)]
-            micro_batches: list[Batch] = []
-            for _ in range(accumulation):
-                before = time.monotonic()
-                micro_batches.append(next(stream))
-                waited += time.monotonic() - before
-            metrics = _step(stage, state, objective, wrapped, turn=turn, micro_batches=micro_batches, worker=worker)
-            window.add(state.window, metrics)
-            stop = worker.should_stop()
-            if state.images_seen % training.log_images == 0 or state.images_seen == training.images:
-                seconds = time.monotonic() - clock
-                line = window.means(state.window)
-                state.window, state.logged = {}, dict(line)
-                state.carried.observe(training, state.images_seen, line, exported=state.exported)
-                line["images_per_second"] = (state.images_seen - logged_at) / seconds
-                line["data_wait_share"] = waited / seconds
-                if worker.rank == 0:
-                    log(state.images_seen, line)
-                clock, waited, logged_at = time.monotonic(), 0.0, state.images_seen
-            if stop or state.images_seen % training.checkpoint_images == 0 or state.images_seen == training.images:
-                if worker.rank == 0:
-                    checkpoints.save(state, facts)
-                worker.report(metrics, checkpoint=True)
-            if stop:
-                break
+        with Saver(checkpoints, facts) as saver:
+            while state.images_seen < training.images:
+                saver.check()
+                turn = objective.turns[state.images_seen // training.global_batch % len(objective.turns)]
+                micro_batches: list[Batch] = []
+                for _ in range(accumulation):
+                    before = time.monotonic()
+                    micro_batches.append(next(stream))
+                    waited += time.monotonic() - before
+                metrics = _step(stage, state, objective, wrapped, turn=turn, micro_batches=micro_batches, worker=worker)
+                window.add(state.window, metrics)
+                stop = worker.should_stop()
+                if state.images_seen % training.log_images == 0 or state.images_seen == training.images:
+                    seconds = time.monotonic() - clock
+                    line = window.means(state.window)
+                    state.window, state.logged = {}, dict(line)
+                    state.carried.observe(training, state.images_seen, line, exported=state.exported)
+                    line["images_per_second"] = (state.images_seen - logged_at) / seconds
+                    line["data_wait_share"] = waited / seconds
+                    if worker.rank == 0:
+                        log(state.images_seen, line)
+                    clock, waited, logged_at = time.monotonic(), 0.0, state.images_seen
+                if stop or state.images_seen % training.checkpoint_images == 0 or state.images_seen == training.images:
+                    if worker.rank == 0:
+                        saver.save(state)
+                        if stop or state.images_seen == training.images:
+                            saver.wait()
+                    worker.report(metrics, checkpoint=True)
+                if stop:
+                    break
     finally:
         close = getattr(stream, "close", None)
         if close is not None:

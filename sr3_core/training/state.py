@@ -77,24 +77,22 @@ class TrainState:
         also = {f"{_ALSO}{name}/{key}": tensor for name, average in self.averages.items() for key, tensor in average.items()}
         return {**self.ema, **also}
 
-    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write the state into the local ``folder``, the manifest last; ``facts`` (stage, environment) become part of the manifest."""
+    def snapshot(self, into: "Snapshot | None" = None) -> "Snapshot":
+        """A copy in host memory that later steps leave alone; ``into``, one that is needed no more, gives its memory."""
         players = {f"{player}/{name}": tensor for player, module in self.players.items() for name, tensor in module.state_dict().items()}
-        for name, tensors in zip(_FILES, (players, dict(self._optimizer_tensors()), self._averaged()), strict=True):
-            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, folder / name)
-        storage.write_json(
-            str(folder / MANIFEST),
-            {
-                **facts,
-                "schema": SCHEMA_VERSION,
-                "images_seen": self.images_seen,
-                "measured": self.measured,
-                "window": self.window,
-                "logged": self.logged,
-                "carried": self.carried.to_json(),
-                "files": {name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in _FILES},
-            },
-        )
+        live = dict(zip(_FILES, (players, dict(self._optimizer_tensors()), self._averaged()), strict=True))
+        before = into.tensors if into is not None else {}
+        copies = {file: {name: _host_copy(tensor, before.get(file, {}).get(name)) for name, tensor in live[file].items()} for file in live}
+        if any(tensor.is_cuda for tensors in live.values() for tensor in tensors.values()):
+            torch.cuda.synchronize()
+        facts = {
+            "images_seen": self.images_seen,
+            "measured": self.measured,
+            "window": dict(self.window),
+            "logged": dict(self.logged),
+            "carried": self.carried.to_json(),
+        }
+        return Snapshot(copies, facts)
 
     def load(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         """Take over the state saved in the local ``folder``, in place: wrapped players and their gradients stay what they are."""
@@ -132,6 +130,25 @@ class TrainState:
                 else torch.empty_like(loaded, device=parameter.device)
             )
             optimizer.state[parameter][entry] = value.copy_(loaded)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A TrainState at one moment: its tensors in host memory by file and name, and what else its manifest holds."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    facts: Mapping[str, Any]
+
+    @property
+    def images_seen(self) -> int:
+        return int(self.facts["images_seen"])
+
+    def write(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write it into the local ``folder``, the manifest last; ``facts`` (stage, environment) become part of the manifest."""
+        for name, tensors in self.tensors.items():
+            save_file(dict(tensors), folder / name)
+        files = {name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in self.tensors}
+        storage.write_json(str(folder / MANIFEST), {**facts, **self.facts, "schema": SCHEMA_VERSION, "files": files})
 
 
 @dataclass(frozen=True)
@@ -193,16 +210,16 @@ class CheckpointStore:
             raise BadInput(f"average {also}", f"those of training.ema.also: {', '.join(names) or 'none'}", "name one of them")
         return found
 
-    def save(self, state: TrainState, facts: Mapping[str, Any]) -> Checkpoint:
+    def save(self, snapshot: Snapshot, facts: Mapping[str, Any]) -> Checkpoint:
         """Write, read back and verify a checkpoint, then drop what is older than the newest ``keep``.
 
         Raises Failed when it does not read back as written; older checkpoints are then still there.
         """
-        number = state.images_seen
+        number = snapshot.images_seen
         uri = self._place(number)
         storage.remove(storage.join(uri, MANIFEST))  # a replayed or damaged one must not pass for whole while it is overwritten
         with tempfile.TemporaryDirectory(prefix="sr3-checkpoint-") as scratch:
-            state.save(Path(scratch), facts)
+            snapshot.write(Path(scratch), facts)
             storage.upload_folder(Path(scratch), uri, last=MANIFEST)
         checkpoint, damage = self._verified(number)
         if checkpoint is None:
@@ -264,6 +281,13 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, values
+
+
+def _host_copy(tensor: Tensor, into: Tensor | None) -> Tensor:
+    """``tensor`` in host memory, contiguous: in that of ``into`` where it fits. A copy from a GPU has ended after a synchronisation."""
+    if into is None or into.shape != tensor.shape or into.dtype != tensor.dtype:
+        into = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return into.copy_(tensor.detach(), non_blocking=True)
 
 
 def _sha256(path: Path) -> str:
