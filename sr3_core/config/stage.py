@@ -47,9 +47,13 @@ class Mix(Section):
 
 
 class Training(Section):
-    """How long and with what a stage is trained. Every length is counted in images seen, at any world size."""
+    """How long and with what a stage is trained. Every length is counted in images seen, at any world size.
 
-    LATER: ClassVar[tuple[str, ...]] = ("mix",)
+    ``max_skipped``: steps in a row that are left out because their loss or gradient is not finite, before the run goes back to its last
+    checkpoint; 0: the first one ends the run.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped")
 
     images: int = Field(gt=0)
     global_batch: int = Field(gt=0)
@@ -61,6 +65,7 @@ class Training(Section):
     learning_rate: LearningRate = LearningRate()
     clip_norm: float | None = Field(default=1.0, gt=0)
     ema: Ema = Ema()
+    max_skipped: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     deterministic: bool = False
     checkpoint_images: int = Field(gt=0)

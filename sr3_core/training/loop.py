@@ -18,9 +18,10 @@ from sr3_core import plugins
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Stage, Training
 from sr3_core.data.loader import Batch, MicroBatches
-from sr3_core.errors import BadInput, Failed
+from sr3_core.errors import BadInput
 from sr3_core.seeds import generator
 from sr3_core.training import window
+from sr3_core.training.guard import Guard
 from sr3_core.training.optimisation import learning_rate
 from sr3_core.training.saving import Saver
 from sr3_core.training.state import CheckpointStore, TrainState, check_same_recipe
@@ -51,7 +52,7 @@ def train(
 
     Every rank returns the final state. On rank 0 ``log(images_seen, metrics)`` is called once before the first step (no metrics: where
     the run stands) and every ``log_images``, and ``say(text)`` for what a person should know. Raises BadInput for a batch that the
-    workers cannot divide and for a checkpoint of another recipe, Failed when the loss is not finite.
+    workers cannot divide and for a checkpoint of another recipe, Failed when the loss is not finite (see ``guard.Guard``).
     """
     training = stage.training
     accumulation = micro_batches_per_step(training, worker.world_size)
@@ -64,16 +65,21 @@ def train(
     state, objective, wrapped = _start(stage, batches, worker=worker, checkpoints=checkpoints, say=tell)
     facts = {"stage": stage.model_dump(mode="json"), "environment": environment(worker)}
     per_rank = accumulation * training.micro_batch
-    mine = (
-        (first + worker.rank * per_rank + slot * training.micro_batch, training.micro_batch)
-        for first in range(state.images_seen, training.images, training.global_batch)
-        for slot in range(accumulation)
-    )
+    guard = Guard(stage, worker=worker, checkpoints=checkpoints, say=tell)
+
+    def from_here() -> Iterator[Batch]:
+        mine = (
+            (first + worker.rank * per_rank + slot * training.micro_batch, training.micro_batch)
+            for first in range(state.images_seen, training.images, training.global_batch)
+            for slot in range(accumulation)
+        )
+        return iter(batches.prefetch(mine))
+
     clock, waited = time.monotonic(), 0.0
     logged_at = state.images_seen
     if worker.rank == 0:
         log(state.images_seen, {})
-    stream = iter(batches.prefetch(mine))
+    stream = from_here()
     try:
         with Saver(checkpoints, facts) as saver:
             while state.images_seen < training.images:
@@ -84,12 +90,17 @@ def train(
                     before = time.monotonic()
                     micro_batches.append(next(stream))
                     waited += time.monotonic() - before
-                metrics = _step(stage, state, objective, wrapped, turn=turn, micro_batches=micro_batches, worker=worker)
+                metrics = _step(stage, state, objective, wrapped, turn=turn, micro_batches=micro_batches, worker=worker, guard=guard)
+                if guard.rolls_back(state, wait=saver.wait):
+                    _close(stream)
+                    stream = from_here()
+                    clock, waited, logged_at = time.monotonic(), 0.0, state.images_seen
+                    continue
                 window.add(state.window, metrics)
                 stop = worker.should_stop()
                 if state.images_seen % training.log_images == 0 or state.images_seen == training.images:
                     seconds = time.monotonic() - clock
-                    line = window.means(state.window)
+                    line = {**window.means(state.window), **guard.metrics(state)}
                     state.window, state.logged = {}, dict(line)
                     state.carried.observe(training, state.images_seen, line, exported=state.exported)
                     line["images_per_second"] = (state.images_seen - logged_at) / seconds
@@ -106,9 +117,7 @@ def train(
                 if stop:
                     break
     finally:
-        close = getattr(stream, "close", None)
-        if close is not None:
-            close()
+        _close(stream)
     return state
 
 
@@ -174,8 +183,12 @@ def _step(
     turn: str,
     micro_batches: list[Batch],
     worker: Worker,
+    guard: Guard,
 ) -> dict[str, float]:
-    """One optimizer step of ``turn``'s player; advances ``images_seen``. Returns the metrics' means over the global batch."""
+    """One optimizer step of ``turn``'s player; advances ``images_seen``. Returns the metrics' means over the global batch.
+
+    A step that the guard leaves out has no metrics.
+    """
     training = stage.training
     player, optimizer = state.players[turn], state.optimizers[turn]
     rate = learning_rate(training, state.images_seen, reductions=state.carried.reductions)
@@ -191,14 +204,13 @@ def _step(
     norm = torch.nn.utils.clip_grad_norm_(player.parameters(), training.clip_norm or math.inf)
     means = _mean_over_workers(totals, worker)
     gradient_norm = float(norm)
-    if not (math.isfinite(gradient_norm) and math.isfinite(means["loss"])):
-        place = f"stage {stage.name}, images {state.images_seen} to {state.images_seen + training.global_batch}, turn {turn}"
-        raise Failed(
-            f"{place}: loss {means['loss']}, gradient norm {gradient_norm}: not finite; lower the learning rate or the precision's range"
-        )
-    optimizer.step()
+    taken = guard.passes(state, loss=means["loss"], gradient_norm=gradient_norm, turn=turn)
+    if taken:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     state.images_seen += training.global_batch
+    if not taken:
+        return {}
     if turn == state.exported:
         state.update_ema(stage)
     prefix = "" if len(wrapped) == 1 else f"{turn}."
@@ -249,6 +261,12 @@ def _mean_over_workers(values: Mapping[str, float], worker: Worker) -> dict[str,
 def _set_determinism(training: Training) -> None:
     torch.use_deterministic_algorithms(training.deterministic)
     torch.backends.cudnn.benchmark = not training.deterministic
+
+
+def _close(stream: Iterator[Batch]) -> None:
+    close = getattr(stream, "close", None)
+    if close is not None:
+        close()
 
 
 def _silent(text: str) -> None:

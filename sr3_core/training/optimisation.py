@@ -17,11 +17,14 @@ class Carried:
     """Of a run's optimisation what is no tensor; a part of every checkpoint, so that a resumed run goes on as if never broken off.
 
     ``best_loss`` and ``waited_images`` since it are the plateau's; ``reductions`` counts how often it lowered the learning rate.
+    ``skipped`` steps were left out by the guard, the last ``skipped_in_row`` of them one after the other.
     """
 
     best_loss: float | None = None
     waited_images: int = 0
     reductions: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Carried":

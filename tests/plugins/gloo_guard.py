@@ -1,0 +1,41 @@
+"""One of two plain gloo processes: ``python -m tests.plugins.gloo_guard FOLDER RANK``. Only rank 1 ever makes a loss not finite.
+
+Once at the step from 24 images on, and at the two from 48 on, which make a row: the group goes back to 48 images.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from sr3_core.training.loop import train
+from sr3_core.training.state import CheckpointStore
+from sr3_core.training.worker import GlooWorker
+from tests.plugins import faulty_objective, tiny_objective
+
+NAME = "tests.plugins.faulty_objective"
+
+
+def main(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    worker = GlooWorker(folder / "meeting", rank=rank, world_size=2, bucket_megabytes=0.02)
+    stage = tiny_objective.stage(options={"width": 16}, max_skipped=2)
+    stage = stage.model_copy(update={"objective": stage.objective.model_copy(update={"name": NAME})})
+    if rank == 1:
+        faulty_objective.FAULTS.update({34: 1, 54: 1, 66: 1})
+    said: list[str] = []
+    store = CheckpointStore(str(folder / "checkpoints"), keep=2, say=said.append)
+    state = train(stage, None, worker=worker, checkpoints=store, batches=tiny_objective.Memory(), say=said.append, log=lambda *_: None)
+    weights = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.players["net"].state_dict().values())).hexdigest()
+    (folder / f"{rank}.json").write_text(json.dumps({"weights": weights, "carried": state.carried.to_json(), "said": said}))
+    worker.barrier()
+    worker.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
+    sys.stdout.flush()
+    os._exit(0)
