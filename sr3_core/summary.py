@@ -3,6 +3,7 @@
 FLOP here is 2 x multiply-add (convolutions, matrix products and attention; the rest is below a hundredth). Bytes are decimal: GB = 1e9.
 """
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -52,6 +53,7 @@ DEVICES = {
     "cpu": Device(None, 0.2e12, 10e9, None, 0.35, f"one core of 3.1 GHz with two AVX-512 units; {_CPU}"),
 }  # fmt: skip
 
+_OTHER_BOARDS = frozenset({"pcie", "nvl", "mig"})  # slower than the board of the same name above, or a part of it
 
 COUNTED = (
     "Counted, per image. FLOP = 2 x multiply-add; training = 3 x forward, 4 x where the recipe checkpoints its blocks. Activations: what "
@@ -137,6 +139,20 @@ def cost(stage: Stage) -> Cost:
     )
 
 
+def model_flops(stage: Stage) -> int:
+    """FLOPs of training on one image of the stage's crop, without what checkpointed blocks compute again."""
+    return FORWARD_PER_TRAINING * forward_flops(build(stage), stage, stage.training.crop or stage.high)
+
+
+def peak_of(device: str, precision: str) -> float | None:
+    """Dense peak in FLOP/s of the GPU that its driver calls ``device``; None for one that is not in ``DEVICES``, or is a part of it."""
+    words = re.split(r"[^a-z0-9]+", device.lower())
+    known = [name for name in words if name in DEVICES]
+    if len(known) != 1 or not _OTHER_BOARDS.isdisjoint(words):
+        return None
+    return _rate_of(DEVICES[known[0]], precision)
+
+
 def build(stage: Stage, **changed: Any) -> nn.Module:
     """The stage's network on the meta device, its options ``changed``."""
     module = plugins.load("models", stage.model.name)
@@ -181,7 +197,7 @@ def estimate(stage: Stage, cost: Cost, device: str, *, count: int) -> Estimate:
     kept = cost.checkpointed if cost.checkpointed is not None and _recomputes(stage) else cost.activations
     per_step = training.global_batch / count  # images that share one optimizer step on a device
     traffic = TRAINING_PASSES * cost.activations[precision] + 2 * cost.state_bytes / per_step
-    rate = on.bfloat16 if precision == "bfloat16" and on.bfloat16 is not None else on.float32
+    rate = _rate_of(on, precision)
     each = (cost.training_flops / rate + traffic / on.bandwidth) / on.share
     grown = (stage.high / cost.training_side) ** 2
     once = cost.forward_flops / on.float32 + SAMPLING_PASSES * grown * cost.activations["float32"] / on.bandwidth
@@ -269,6 +285,10 @@ def text(recipe: Recipe, found: dict[str, Any]) -> str:
         lines += ["", *_aligned(levels)]
         lines += [line for item in found["schedules"] for note in item["notes"] for line in _wrapped(f"{item['stage']}: {note}")]
     return "\n".join(lines)
+
+
+def _rate_of(device: Device, precision: str) -> float:
+    return device.bfloat16 if precision == "bfloat16" and device.bfloat16 is not None else device.float32
 
 
 def _objective(stage: Stage) -> Any:

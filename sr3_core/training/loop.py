@@ -23,6 +23,7 @@ from sr3_core.seeds import generator
 from sr3_core.training import window
 from sr3_core.training.guard import Guard
 from sr3_core.training.optimisation import learning_rate
+from sr3_core.training.pace import Pace
 from sr3_core.training.saving import Saver
 from sr3_core.training.state import CheckpointStore, TrainState, check_same_recipe
 from sr3_core.training.worker import Worker
@@ -76,7 +77,7 @@ def train(
         return iter(batches.prefetch(mine))
 
     clock, waited = time.monotonic(), 0.0
-    logged_at = state.images_seen
+    logged_at, pace = state.images_seen, Pace(stage, objective.turns, worker=worker, say=tell)
     if worker.rank == 0:
         log(state.images_seen, {})
     stream = from_here()
@@ -103,10 +104,8 @@ def train(
                     line = {**window.means(state.window), **guard.metrics(state)}
                     state.window, state.logged = {}, dict(line)
                     state.carried.observe(training, state.images_seen, line, exported=state.exported)
-                    line["images_per_second"] = (state.images_seen - logged_at) / seconds
-                    line["data_wait_share"] = waited / seconds
                     if worker.rank == 0:
-                        log(state.images_seen, line)
+                        log(state.images_seen, line | pace.line(images=state.images_seen - logged_at, seconds=seconds, waited=waited))
                     clock, waited, logged_at = time.monotonic(), 0.0, state.images_seen
                 if stop or state.images_seen % training.checkpoint_images == 0 or state.images_seen == training.images:
                     if worker.rank == 0:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from sr3_core.training import pace
 from sr3_core.training.loop import train
 from sr3_core.training.state import CheckpointStore
 from sr3_core.training.worker import LocalWorker
 from tests.plugins.tiny_objective import Memory, stage
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-WALL_CLOCK = ("images_per_second", "data_wait_share")
 Lines = list[tuple[int, dict[str, float]]]
 
 
@@ -31,7 +31,7 @@ def without_clock(lines: Lines) -> dict[int, dict[str, float]]:
     for at, line in lines:
         if not line:  # where a run starts
             continue
-        kept = {name: value for name, value in line.items() if name not in WALL_CLOCK}
+        kept = {name: value for name, value in line.items() if name not in pace.NAMES}
         assert found.setdefault(at, kept) == kept
     return found
 
