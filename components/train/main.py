@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from components import cluster
@@ -18,8 +20,10 @@ from sr3_core.progress import Progress, say
 from sr3_core.tracking import Tracker
 from sr3_core.training.loop import micro_batches_per_step
 from sr3_core.training.state import CheckpointStore
+from sr3_core.training.watching import held_out
 
 ROOM = "train"
+SAMPLES = "samples"  # folder of a run's artifacts
 COMMIT_VARIABLE = "SR3_GIT_COMMIT"  # set in the images, which hold no repository
 
 
@@ -54,6 +58,8 @@ def run(
         raise BadInput(got, f"{shards_sha256[:12]}..., as prepare handed it on", "run prepare again, or pass that ShardSet's sha256")
     here = scale.model_copy(update={"shard_cache": None})  # a folder of the workers' machines
     batches = opened(shards.uri, stage, here)  # refuses what the data cannot serve, before Ray starts
+    if stage.training.watch is not None:
+        held_out(batches.sets[0], stage)
     root, task = storage.absolute(root), f"{ROOM}-{stage.name}"
     others = [other.manifest_sha256 for other in batches.sets[1:]]
     mark = config.fingerprint(stage.canonical_json(), shards_sha256, *others, f"train {bundle.SCHEMA_VERSION}")
@@ -69,7 +75,8 @@ def run(
         submit_and_follow(address, "components.train", given, fingerprint=mark)
         return TrainResult(place, ModelBundle.verify(place))
     with tracking.child(mlflow_uri, mlflow_run_id, task, mark) as tracker:
-        tracker.log_params({"stage": stage.model_dump(mode="json"), "workers": scale.workers, "accelerator": scale.accelerator})
+        tracker.log_params({"stage": stage.model_dump(mode="json"), "scaling": scale.model_dump(mode="json"), "shards": shards.uri})
+        tracker.set_tags(_code())
         sha256 = _finished(place, task)
         if sha256 is None:
             with lease(folder, task=task) as held:
@@ -119,22 +126,44 @@ class _Follower:
     def __init__(self, stage: Stage, tracker: Tracker, task: str) -> None:
         self._stage, self._tracker, self._task = stage, tracker, task
         self._progress: Progress | None = None
-        self._seen = 0
+        self._seen = self._looked = 0
 
     def __call__(self, event: tuple[Any, ...]) -> None:
         kind, *content = event
         if kind == "say":
             say(self._task, content[0])
             return
+        if kind == "look":
+            self._look(*content)
+            return
         images_seen, metrics = content
         if self._progress is None:
-            self._seen = images_seen
+            self._seen = self._looked = images_seen
             self._progress = Progress(ROOM, self._stage.name, total=self._stage.training.images, unit="images", done=images_seen)
             self._progress.advance(0)
         elif images_seen > self._seen:
             self._progress.advance(images_seen - self._seen, f"loss {metrics['loss']:.4g}" if "loss" in metrics else "")
             self._tracker.log_metrics(metrics, step=images_seen)
             self._seen = images_seen
+
+    def _look(self, images_seen: int, metrics: dict[str, float], picture: bytes | None) -> None:
+        """What the averaged weights make of held-out images; the picture becomes the artifact ``samples/<images seen>.png``."""
+        if images_seen <= self._looked:
+            return
+        self._looked = images_seen
+        self._tracker.log_metrics(metrics, step=images_seen)
+        short = {"validation/loss": "loss", "validation/psnr_rgb": "PSNR in dB"}
+        found = [f"{name} {metrics[metric]:.4g}" for metric, name in short.items() if metric in metrics]
+        watch = self._stage.training.watch
+        if picture is not None:
+            with tempfile.TemporaryDirectory(prefix="sr3-samples-") as folder:
+                path = Path(folder, f"{images_seen:012d}.png")
+                path.write_bytes(picture)
+                self._tracker.log_artifact(path, folder=SAMPLES)
+            found.append(f"samples in MLflow: {SAMPLES}/{images_seen:012d}.png")
+        elif watch is not None and watch.samples:
+            found.append("no samples: they hold values that are not finite")
+        say(self._task, f"held-out images at {images_seen}: {', '.join(found)}")
 
 
 def _finished(place: str, task: str) -> str | None:
@@ -148,6 +177,17 @@ def _finished(place: str, task: str) -> str | None:
         return None
     say(task, f"up to date: {place}")
     return sha256
+
+
+def _code() -> dict[str, str]:
+    """Tags that say which code ran with which libraries: git commit (where it is known), hash of the code, sha256 of the lock."""
+    lock, commit = cluster.PROJECT / cluster.LOCK, _git_commit()
+    known = {
+        "sr3.git_commit": commit,
+        "sr3.code": cluster.code_hash(),
+        "sr3.lock_sha256": storage.sha256(str(lock)) if lock.is_file() else None,
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _git_commit() -> str | None:

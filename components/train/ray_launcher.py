@@ -23,12 +23,13 @@ from sr3_core.data.loader import opened
 from sr3_core.errors import BadInput, Failed
 from sr3_core.training.loop import train
 from sr3_core.training.state import CheckpointStore
+from sr3_core.training.watching import Watcher, held_out
 from sr3_core.training.worker import DistributedWorker
 
 MAX_FAILURES = 3  # restarts of the group; each one goes on from the last checkpoint
 _POLL_SECONDS = 0.5
 
-Event = tuple[Any, ...]  # ("log", images_seen, metrics) | ("say", text)
+Event = tuple[Any, ...]  # ("log", images_seen, metrics) | ("look", images_seen, metrics, PNG or None) | ("say", text)
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,21 @@ def _work(given: dict[str, Any]) -> None:
 
     checkpoints = CheckpointStore(job.checkpoints_uri, keep=stage.training.keep_checkpoints, say=lambda text: tell("say", text))
     try:
+        batches = opened(job.shards_uri, stage, config.parse(Scaling, job.scaling))
+        watcher = None
+        if stage.training.watch is not None and worker.rank == 0:
+            shards = batches.sets[0]
+            watcher = Watcher(
+                stage,
+                held_out(shards, stage),
+                degradation=shards.data.degradation,
+                tell=lambda images_seen, metrics, picture: tell("look", images_seen, metrics, picture),
+            )
         train(
             stage,
             None,
-            batches=opened(job.shards_uri, stage, config.parse(Scaling, job.scaling)),
+            batches=batches,
+            watcher=watcher,
             worker=worker,
             checkpoints=checkpoints,
             log=lambda images_seen, metrics: tell("log", images_seen, metrics),

@@ -10,6 +10,7 @@ from sr3_core.config.recipe import Evaluation, Export, Recipe, Rule, Scaling, Se
 from sr3_core.config.recipe_file import RECIPES, recipe_names, refuse_secrets
 from sr3_core.config.section import MAX_SECTION_BYTES, SPLITS, Plugin, Section, SectionT, SplitName, fingerprint, options, parse
 from sr3_core.config.stage import Augment, Mix, OtherData, Stage, Training, sizes
+from sr3_core.config.watch import Watch
 from sr3_core.errors import nearest
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Stage",
     "Tiles",
     "Training",
+    "Watch",
     "fingerprint",
     "load",
     "nearest",

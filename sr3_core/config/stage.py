@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sr3_core.config.optimisation import Ema, LearningRate, Optimizer
 from sr3_core.config.section import NAME, Plugin, Section
+from sr3_core.config.watch import Watch
 
 
 class Augment(Section):
@@ -53,7 +54,7 @@ class Training(Section):
     checkpoint; 0: the first one ends the run.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped")
+    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "watch")
 
     images: int = Field(gt=0)
     global_batch: int = Field(gt=0)
@@ -70,6 +71,7 @@ class Training(Section):
     deterministic: bool = False
     checkpoint_images: int = Field(gt=0)
     log_images: int = Field(gt=0)
+    watch: Watch | None = None
     keep_checkpoints: int = Field(default=2, ge=1)
     seed: int = Field(default=0, ge=0)
 
@@ -80,6 +82,8 @@ class Training(Section):
         for field in ("images", "checkpoint_images", "log_images"):
             if getattr(self, field) % self.global_batch:
                 raise ValueError(f"{field} {getattr(self, field)} must be a multiple of global_batch {self.global_batch}")
+        if self.watch is not None and self.watch.images % self.global_batch:
+            raise ValueError(f"watch.images {self.watch.images} must be a multiple of global_batch {self.global_batch}")
         patience = self.learning_rate.patience_images
         if patience is not None and patience % self.log_images:
             raise ValueError(f"learning_rate.patience_images {patience} must be a multiple of log_images {self.log_images}")

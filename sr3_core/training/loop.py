@@ -26,6 +26,7 @@ from sr3_core.training.optimisation import learning_rate
 from sr3_core.training.pace import Pace
 from sr3_core.training.saving import Saver
 from sr3_core.training.state import CheckpointStore, TrainState, check_same_recipe
+from sr3_core.training.watching import Watcher
 from sr3_core.training.worker import Worker
 
 Log = Callable[[int, dict[str, float]], None]
@@ -48,14 +49,18 @@ def train(
     log: Log,
     say: Callable[[str], None],
     batches: Batches | None = None,
+    watcher: Watcher | None = None,
 ) -> TrainState:
     """Train ``stage`` on ``shards`` (or on ``batches``) until ``training.images`` are seen, from the newest checkpoint if there is one.
 
     Every rank returns the final state. On rank 0 ``log(images_seen, metrics)`` is called once before the first step (no metrics: where
-    the run stands) and every ``log_images``, and ``say(text)`` for what a person should know. Raises BadInput for a batch that the
+    the run stands) and every ``log_images``, and ``say(text)`` for what a person should know; ``watcher``, which it alone needs, looks at
+    held-out images where ``training.watch`` says so. Raises BadInput for a batch that the
     workers cannot divide and for a checkpoint of another recipe, Failed when the loss is not finite (see ``guard.Guard``).
     """
     training = stage.training
+    if training.watch is not None and watcher is None and worker.rank == 0:
+        raise TypeError("training.watch needs a watcher on rank 0")
     accumulation = micro_batches_per_step(training, worker.world_size)
     _set_determinism(training)
     if batches is None:
@@ -115,6 +120,8 @@ def train(
                     worker.report(metrics, checkpoint=True)
                 if stop:
                     break
+                if watcher is not None:  # the state is saved by now: a look that fails costs no step
+                    clock += watcher.look(state, objective)  # not training's time
     finally:
         _close(stream)
     return state

@@ -16,13 +16,14 @@ import pytest
 
 from components import cluster
 from components.train import main as room
-from sr3_core import config, processes, storage, tracking
+from sr3_core import config, images, processes, storage, tracking
 from sr3_core.artifacts.bundle import ModelBundle
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Data, Stage
 from sr3_core.data import shards as writer
 from sr3_core.data.sources import folder as source
 from sr3_core.errors import BadInput, Failed
+from sr3_core.training.watching import GAP, held_out
 from tests.conftest import REPOSITORY, write_photos
 
 TRAINING = {"images": 320, "global_batch": 8, "micro_batch": 2, "checkpoint_images": 32, "log_images": 32}
@@ -38,6 +39,7 @@ STAGE = {
     "training": TRAINING,
     "sampling": {"sampler": "ddim", "steps": 2},
 }
+WATCHED = {**TRAINING, "watch": {"images": 160, "samples": 2, "loss_samples": 4}}
 TWO_WORKERS = '{"workers": 2, "cpus_per_worker": 1}'
 
 
@@ -83,7 +85,7 @@ def start(shards: ShardSet) -> Iterator[Callable[..., Run]]:
     started: list[Run] = []
 
     def begin(root: Path, *arguments: str) -> Run:
-        command = [sys.executable, "-m", "components.train", f"--section={section()}", f"--scaling={TWO_WORKERS}"]
+        command = [sys.executable, "-m", "components.train", f"--section={section(training=WATCHED)}", f"--scaling={TWO_WORKERS}"]
         process = subprocess.Popen(
             [*command, f"--shards-uri={shards.uri}", f"--root={root}", *arguments],
             cwd=REPOSITORY,
@@ -150,6 +152,15 @@ def test_a_killed_worker_changes_nothing_and_a_second_run_does_nothing(tmp_path:
     for name in ("loss", "gradient_norm", "learning_rate", "images_per_second"):
         steps = [metric.step for metric in client.get_metric_history(logged.info.run_id, name)]
         assert steps == list(range(32, 321, 32)), name  # what was replayed is told once
+    assert [metric.step for metric in client.get_metric_history(logged.info.run_id, "validation/loss")] == [160, 320]
+    pictures = client.list_artifacts(logged.info.run_id, "samples")
+    assert [item.path for item in pictures] == ["samples/000000000160.png", "samples/000000000320.png"]
+    (beside,) = root.rglob("000000000320.png")
+    assert images.decode(beside.read_bytes(), channels=3).shape == (2 * 32 + GAP, 3 * 32 + 2 * GAP, 3)
+    lock = storage.sha256(str(REPOSITORY / cluster.LOCK))
+    assert logged.data.tags["sr3.lock_sha256"] == lock and logged.data.tags["sr3.code"] == cluster.code_hash()
+    assert logged.data.tags.get("sr3.git_commit") == bundle.manifest["lineage"]["git_commit"]
+    assert logged.data.params["scaling.workers"] == "2" and logged.data.params["shards"] == shards.uri
 
     before = time.monotonic()
     again = start(root)
@@ -174,6 +185,10 @@ def in_process(root: Path, shards: ShardSet, **changes: Any) -> room.TrainResult
         ({"scaling": '{"workers": 3}'}, "global_batch 8 with micro_batch 2 on 3 workers"),
         ({"scaling": '{"wrkers": 3}'}, "unknown key wrkers; allowed: workers"),
         ({"section": "{"}, "a Stage section that is not JSON"),
+        (
+            {"section": section(training={**TRAINING, "watch": {"images": 32, "sampling": {"stpes": 1}}})},
+            "unknown key stage x2: sampling.options.stpes; allowed: steps (nearest)",
+        ),
         ({"section": section(objective={"name": "difusion"})}, "unknown objectives plug-in 'difusion'; allowed: diffusion"),
         ({"section": section(high=64)}, "64"),
         ({"shards_sha256": "0" * 64}, "with manifest sha256"),
@@ -187,6 +202,17 @@ def test_bad_input_is_refused_before_any_work(tmp_path: Path, shards: ShardSet, 
         in_process(tmp_path, shards, **changes)
     assert line in str(refused.value)
     assert not list(tmp_path.glob("train/*/*/checkpoints")) and not list(tmp_path.glob("train/*/*/bundle"))
+
+
+def test_what_is_watched_is_the_same_images_of_the_named_split_unturned(shards: ShardSet) -> None:
+    stage = config.parse(Stage, section(training={**WATCHED, "seed": 5}))
+    seen = held_out(shards, stage)
+    count = shards.count("val")
+    batch = seen.batch(0, count)
+    assert sorted(batch.keys) == sorted(shards.sample("val", index).key for index in range(count))
+    place = next(index for index in range(count) if shards.sample("val", index).key == batch.keys[0])
+    assert (images.from_unit(batch.high[0].numpy()) == shards.image("val", place, 32)).all()
+    assert (seen.batch(0, 1).high[0] == batch.high[0]).all() and seen.batch(count, 1).keys[0] in batch.keys
 
 
 def test_ray_keeps_its_state_wherever_storage_can_write() -> None:

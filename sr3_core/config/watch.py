@@ -1,0 +1,30 @@
+"""What is looked at while a stage trains: held-out images, upscaled and judged by the averaged weights. No torch here."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from sr3_core.config.section import Section, SplitName
+
+
+class Watch(Section):
+    """Every ``images`` seen, and at the end: ``samples`` held-out images side by side with their truth, and the training's loss on
+    ``loss_samples`` of them. Both are of the averaged weights, at fixed crops, noise levels and noise, and change nothing that is trained.
+
+    ``split``: where they are from; one with fewer images gives them again, with other noise. ``sampling``: changes of the stage's
+    sampling options for these samples (fewer steps). The first worker draws them while the others wait.
+    """
+
+    images: int = Field(gt=0)
+    split: SplitName = "val"
+    samples: int = Field(default=4, ge=0, le=64)
+    loss_samples: int = Field(default=64, ge=0)
+    sampling: dict[str, Any] = Field(default={})
+
+    @model_validator(mode="after")
+    def _something(self) -> "Watch":
+        if not self.samples and not self.loss_samples:
+            raise ValueError("samples 0 and loss_samples 0: nothing would be looked at; leave training.watch out")
+        if self.sampling and not self.samples:
+            raise ValueError("sampling is set, but samples 0 draws none")
+        return self
