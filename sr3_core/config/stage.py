@@ -51,10 +51,11 @@ class Training(Section):
     """How long and with what a stage is trained. Every length is counted in images seen, at any world size.
 
     ``max_skipped``: steps in a row that are left out because their loss or gradient is not finite, before the run goes back to its last
-    checkpoint; 0: the first one ends the run.
+    checkpoint; 0: the first one ends the run. ``reduce_dtype``: what gradients are added up in over micro-batches and workers; with
+    float64 a run hardly depends on the number of workers, for 8 bytes a parameter and a reduction that no longer runs beside the backward.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "watch")
+    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "reduce_dtype", "watch")
 
     images: int = Field(gt=0)
     global_batch: int = Field(gt=0)
@@ -68,6 +69,7 @@ class Training(Section):
     ema: Ema = Ema()
     max_skipped: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
+    reduce_dtype: Literal["float32", "float64"] = "float32"
     deterministic: bool = False
     checkpoint_images: int = Field(gt=0)
     log_images: int = Field(gt=0)

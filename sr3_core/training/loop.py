@@ -24,6 +24,7 @@ from sr3_core.training import window
 from sr3_core.training.guard import Guard
 from sr3_core.training.optimisation import learning_rate
 from sr3_core.training.pace import Pace
+from sr3_core.training.reduction import Float64Gradients
 from sr3_core.training.saving import Saver
 from sr3_core.training.state import CheckpointStore, TrainState, check_same_recipe
 from sr3_core.training.watching import Watcher
@@ -161,13 +162,14 @@ def _start(
     objective = module.Objective(stage, measured)
     players: dict[str, nn.Module] = {name: player.to(worker.device).train() for name, player in objective.players().items()}
     state = TrainState.fresh(players, exported=objective.exported, measured=measured, stage=stage)
-    wrapped = {turn: worker.wrap(players[turn]) for turn in dict.fromkeys(objective.turns)}
+    own_sums = stage.training.reduce_dtype == "float64"
+    wrapped = {turn: players[turn] if own_sums else worker.wrap(players[turn]) for turn in dict.fromkeys(objective.turns)}
     if checkpoint is None:
         say("starting from scratch")
         return state, objective, wrapped
     # DistributedDataParallel orders its buckets anew after its first backward; without this one the first step after a
     # resume would add gradients up in another order than the uninterrupted run did
-    for turn in wrapped:
+    for turn in () if own_sums else wrapped:
         batch = batches.batch(worker.rank * stage.training.micro_batch, stage.training.micro_batch)
         _backward(stage, state, objective, wrapped, turn=turn, batch=batch, share=1.0, worker=worker)
         players[turn].zero_grad(set_to_none=True)
@@ -202,11 +204,17 @@ def _step(
         group["lr"] = rate
     totals: dict[str, float] = {}
     share = 1.0 / len(micro_batches)
+    sums = Float64Gradients(player) if training.reduce_dtype == "float64" else None
     for position, batch in enumerate(micro_batches):
         last = position == len(micro_batches) - 1
-        metrics = _backward(stage, state, objective, wrapped, turn=turn, batch=batch, share=share, worker=worker, sync=last)
+        weight = share if sums is None else 1.0
+        metrics = _backward(stage, state, objective, wrapped, turn=turn, batch=batch, share=weight, worker=worker, sync=last)
+        if sums is not None:
+            sums.add()
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + value * share
+    if sums is not None:
+        sums.finish(worker, micro_batches=len(micro_batches))
     norm = torch.nn.utils.clip_grad_norm_(player.parameters(), training.clip_norm or math.inf)
     means = _mean_over_workers(totals, worker)
     gradient_norm = float(norm)

@@ -1,7 +1,9 @@
 """What the training loop sees of the world: one Worker of a group that steps together. The launchers (Ray, a test) make them."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import signal
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +17,7 @@ BUCKET_MEGABYTES = 25.0  # DistributedDataParallel's own default; its first buck
 
 
 class Worker(Protocol):
-    """One of ``world_size`` workers. Every method but ``should_stop`` is collective: all ranks call it alike, in one order."""
+    """One of ``world_size`` workers. Every method is collective: all ranks call it alike, in one order."""
 
     @property
     def rank(self) -> int: ...
@@ -49,12 +51,31 @@ class Worker(Protocol):
         ...
 
     def should_stop(self) -> bool:
-        """Whether to write a checkpoint and end after this step; every rank must get the same answer at the same step."""
+        """Whether to write a checkpoint and end after this step: as soon as one rank wants to, every rank gets yes at the same step."""
         ...
 
 
+@contextmanager
+def stop_on(*numbers: signal.Signals) -> Generator[Callable[[], bool], None, None]:
+    """For the block, these signals end nothing: the function given tells that one has come. For workers of the main thread alone.
+
+    ``LocalWorker(stop=stop)`` or ``GlooWorker(..., stop=stop)`` then ends in order: the notice of a machine that goes away is a TERM.
+    """
+    came = threading.Event()
+
+    def note(number: int, frame: object) -> None:
+        came.set()
+
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield came.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class LocalWorker:
-    """The only worker, in this process. ``stop`` is asked after every step (a test's kill point)."""
+    """The only worker, in this process. ``stop`` is asked after every step."""
 
     rank = 0
     world_size = 1
@@ -86,13 +107,16 @@ class LocalWorker:
 
 
 class DistributedWorker:
-    """A worker of the process group that stands already; the launcher made it and takes it down."""
+    """A worker of the process group that stands already; the launcher made it and takes it down. ``stop`` is asked after every step."""
 
-    def __init__(self, device: torch.device | str = "cpu", *, bucket_megabytes: float = BUCKET_MEGABYTES) -> None:
+    def __init__(
+        self, device: torch.device | str = "cpu", *, bucket_megabytes: float = BUCKET_MEGABYTES, stop: Callable[[], bool] = lambda: False
+    ) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.device = torch.device(device)
         self._bucket_megabytes = bucket_megabytes
+        self._stop = stop
 
     def wrap(self, module: nn.Module) -> nn.Module:
         if self.world_size == 1:
@@ -121,18 +145,33 @@ class DistributedWorker:
         return None
 
     def should_stop(self) -> bool:
-        return False
+        return self.largest(int(self._stop())) > 0
+
+    def largest(self, number: int) -> int:
+        """The largest ``number`` of all ranks, on every rank."""
+        if self.world_size == 1:
+            return number
+        box = torch.tensor(number, device=self.device)
+        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return int(box)
 
 
 class GlooWorker(DistributedWorker):
     """A worker of plain processes that meet at the file ``meeting``: DistributedDataParallel without a launcher."""
 
     def __init__(
-        self, meeting: Path, *, rank: int, world_size: int, bucket_megabytes: float = BUCKET_MEGABYTES, timeout_seconds: float = 120
+        self,
+        meeting: Path,
+        *,
+        rank: int,
+        world_size: int,
+        bucket_megabytes: float = BUCKET_MEGABYTES,
+        timeout_seconds: float = 120,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         timeout = timedelta(seconds=timeout_seconds)
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size, timeout=timeout)
-        super().__init__("cpu", bucket_megabytes=bucket_megabytes)
+        super().__init__("cpu", bucket_megabytes=bucket_megabytes, stop=stop)
 
     def close(self) -> None:
         """Leave the group."""

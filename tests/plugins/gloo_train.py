@@ -1,70 +1,110 @@
-"""One plain gloo process: ``python -m tests.plugins.gloo_train FOLDER RANK WORLD_SIZE`` trains once undisturbed and once with breaks.
+"""Groups of plain gloo processes that train the tiny objective: ``python -m tests.plugins.gloo_train FOLDER GROUPS`` (JSON).
 
-Rank 0 leaves ``<name>.json`` (the log) and ``<name>/`` (the checkpoints) for the runs "whole" and "broken"; the broken one ends
-without warning at each of BREAKS and goes on from its newest checkpoint, with everything built anew.
+Groups run one after another, forked from this process, which imports torch once. A group is {"run": name of its folder of checkpoints,
+"workers": how many, "training": changes of the stage, "kill": {rank: step}, "kill_all": step, "term": {rank: step}, "from": [run, images]}:
+at the end of its step-th step a rank sends itself KILL or TERM; with "kill_all" every rank does. "from" begins with a copy of that
+checkpoint. What rank 0 logs is added to ``<run>.jsonl``, what it says to ``<run>.said``, and how each group ended to ``ended.json``.
 """
 
 import json
 import os
+import shutil
+import signal
 import sys
+import time
+import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sr3_core.training.loop import train
 from sr3_core.training.state import CheckpointStore
-from sr3_core.training.worker import GlooWorker
+from sr3_core.training.worker import GlooWorker, stop_on
 from tests.plugins.tiny_objective import Memory, stage
 
-BREAKS = (36, 72)
-BUCKET_MEGABYTES = 0.2
+BUCKET_MEGABYTES = 0.1  # of 0.45 MB of gradients: five buckets
 
 
-class Broken(Exception):
-    """Stands for the loss of a worker."""
-
-
-class Mortal(GlooWorker):
-    """Every rank of the group breaks off after the step at ``end`` images, before anything more is written."""
-
+def work(folder: Path, group: dict[str, Any], *, rank: int, meeting: Path) -> None:
+    """One worker's life."""
+    kill = group.get("kill", {}).get(str(rank), group.get("kill_all"))
+    term = group.get("term", {}).get(str(rank))
     steps = 0
-    end: int | None = None
 
-    def should_stop(self) -> bool:
-        self.steps += 1
-        if self.end is not None and self.start + self.steps * 12 == self.end:
-            raise Broken
-        return False
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if steps == term:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def write(name: str, text: str) -> None:
+        with (folder / name).open("a") as stream:
+            stream.write(text + "\n")
+
+    with stop_on(signal.SIGTERM) as stop:
+
+        def after_step() -> bool:
+            count()
+            return stop()
+
+        worker = GlooWorker(meeting, rank=rank, world_size=group["workers"], bucket_megabytes=BUCKET_MEGABYTES, stop=after_step)
+        train(
+            stage(options={"width": 32}, **group.get("training", {})),
+            None,
+            worker=worker,
+            checkpoints=CheckpointStore(str(folder / group["run"]), keep=99, say=lambda text: write(f"{group['run']}.said", text)),
+            batches=Memory(),
+            say=lambda text: write(f"{group['run']}.said", text),
+            log=lambda at, line: write(f"{group['run']}.jsonl", json.dumps([at, line])),
+        )
+        worker.barrier()
+        worker.close()
 
 
-def main(folder: Path, rank: int, world_size: int) -> None:
+def main(folder: Path, groups: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
-    worker = Mortal(folder / "meeting", rank=rank, world_size=world_size, bucket_megabytes=BUCKET_MEGABYTES)
-    for name, ends in (("whole", (None,)), ("broken", (*BREAKS, None))):
-        lines: list[tuple[int, dict[str, float]]] = []
-        store = CheckpointStore(str(folder / name), keep=2, say=lambda text: None)
-        for end in ends:
-            latest = worker.broadcast(store.latest() if rank == 0 else None)
-            worker.start, worker.steps, worker.end = latest.images_seen if latest else 0, 0, end
+    ended: list[list[int]] = []
+    for number, group in enumerate(groups):
+        if "from" in group:
+            run, images = group["from"]
+            shutil.copytree(folder / run / f"{images:012d}", folder / group["run"] / f"{images:012d}")
+        ended.append(life_of(folder, group, meeting=folder / f"meeting{number}"))
+    (folder / "ended.json").write_text(json.dumps(ended))
+
+
+def life_of(folder: Path, group: dict[str, Any], *, meeting: Path) -> list[int]:
+    """Run one group to its end; by rank the exit code, or minus the signal. Those who wait for a dead one are killed."""
+    pids: list[int] = []
+    for rank in range(group["workers"]):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
             try:
-                train(
-                    stage(),
-                    None,
-                    worker=worker,
-                    checkpoints=store,
-                    batches=Memory(),
-                    say=print,
-                    log=lambda at, line, lines=lines: lines.append((at, line)),
-                )
-            except Broken:
-                continue
-        if rank == 0:
-            (folder / f"{name}.json").write_text(json.dumps(lines))
-    worker.barrier()
-    worker.close()
+                work(folder, group, rank=rank, meeting=meeting)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        pids.append(pid)
+    codes: dict[int, int] = {}
+    deadline = 0.0
+    while len(codes) < len(pids):
+        for pid in set(pids) - codes.keys():
+            gone, status = os.waitpid(pid, os.WNOHANG)
+            if gone:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+                deadline = deadline or time.monotonic() + 10
+            elif any(codes.values()) and time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return [codes[pid] for pid in pids]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    sys.stdout.flush()
-    os._exit(0)
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
