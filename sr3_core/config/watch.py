@@ -12,7 +12,8 @@ class Watch(Section):
     ``loss_samples`` of them. Both are of the averaged weights, at fixed crops, noise levels and noise, and change nothing that is trained.
 
     ``split``: where they are from; one with fewer images gives them again, with other noise. ``sampling``: changes of the stage's
-    sampling options for these samples (fewer steps). The first worker draws them while the others wait.
+    sampling options for these samples (fewer steps). The first worker draws them while the others wait, at most for half an hour, the
+    timeout of Ray's process group.
     """
 
     images: int = Field(gt=0)

@@ -9,12 +9,13 @@ import torch
 
 from sr3_core import plugins, summary
 from sr3_core.config import Stage
+from sr3_core.training import machine
 from sr3_core.training.worker import Worker
 
 # Differ from run to run, so no checkpoint keeps them
-NAMES = frozenset(
-    {"images_per_second", "data_wait_share", "flops_per_second", "model_flops_utilisation", "peak_host_bytes", "peak_device_bytes"}
-)
+NAMES = machine.NAMES | {
+    "images_per_second", "data_wait_share", "flops_per_second", "model_flops_utilisation", "peak_host_bytes", "peak_device_bytes",
+}  # fmt: skip
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of getrusage, in bytes
 
 
@@ -23,6 +24,7 @@ class Pace:
 
     def __init__(self, stage: Stage, turns: Sequence[str], *, worker: Worker, say: Callable[[str], None]) -> None:
         self._stage, self._turns, self._worker, self._say = stage, turns, worker, say
+        self._machine = machine.Machine()
 
     def line(self, *, images: int, seconds: float, waited: float) -> dict[str, float]:
         """By name, of the last ``images`` of all workers in ``seconds``, of which this worker ``waited`` seconds for data.
@@ -30,7 +32,7 @@ class Pace:
         ``flops_per_second`` (all workers): of the model, 3 x forward an image; recomputation is not counted. It is left out where they
         cannot be counted (``model_flops``), and ``model_flops_utilisation``, its share of the devices' dense peak, where
         ``summary.DEVICES`` does not have the device. ``peak_host_bytes``: resident set of this process;
-        ``peak_device_bytes``: what torch allocated on this worker's GPU; both since the process began.
+        ``peak_device_bytes``: what torch allocated on this worker's GPU; both since the process began. ``system/...``: see ``machine.py``.
         """
         found = {"images_per_second": images / seconds, "data_wait_share": waited / seconds}
         device = self._worker.device
@@ -39,6 +41,7 @@ class Pace:
             peak = summary.peak_of(torch.cuda.get_device_name(device), self._stage.training.precision) if device.type == "cuda" else None
             if peak is not None:
                 found["model_flops_utilisation"] = found["flops_per_second"] / (peak * self._worker.world_size)
+        found |= self._machine.line(device)
         found["peak_host_bytes"] = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT)
         if device.type == "cuda":
             found["peak_device_bytes"] = float(torch.cuda.max_memory_allocated(device))
