@@ -62,6 +62,8 @@ def run(
         held_out(batches.sets[0], stage)
     root, task = storage.absolute(root), f"{ROOM}-{stage.name}"
     others = [other.manifest_sha256 for other in batches.sets[1:]]
+    init = None if stage.training.init is None else {"uri": stage.training.init, "sha256": ModelBundle.verify(stage.training.init)}
+    others += [] if init is None else [f"init {init['sha256']}"]
     mark = config.fingerprint(stage.canonical_json(), shards_sha256, *others, f"train {bundle.SCHEMA_VERSION}")
     folder = storage.join(root, "train", stage.name, mark)
     place = storage.join(folder, "bundle")
@@ -80,13 +82,24 @@ def run(
         sha256 = _finished(place, task)
         if sha256 is None:
             with lease(folder, task=task) as held:
-                sha256 = _train(stage, scale, shards, address=address, folder=folder, tracker=tracker, held=held, task=task)
+                sha256 = _train(stage, scale, shards, init, address=address, folder=folder, tracker=tracker, held=held, task=task)
         tracker.set_tags({"sr3.bundle_uri": place, "sr3.bundle_sha256": sha256})
     return TrainResult(place, sha256)
 
 
-def _train(stage: Stage, scale: Scaling, shards: ShardSet, *, address: str, folder: str, tracker: Tracker, held: Lease, task: str) -> str:
-    """Train to the end and publish the bundle; its manifest's sha256."""
+def _train(
+    stage: Stage,
+    scale: Scaling,
+    shards: ShardSet,
+    init: dict[str, str] | None,
+    *,
+    address: str,
+    folder: str,
+    tracker: Tracker,
+    held: Lease,
+    task: str,
+) -> str:
+    """Train to the end and publish the bundle; its manifest's sha256. ``init``: URI and manifest sha256 of ``training.init``'s bundle."""
     gpu = scale.accelerator == "gpu"
     store = CheckpointStore(storage.join(folder, "checkpoints"), keep=stage.training.keep_checkpoints, say=lambda text: say(task, text))
     with cluster.connect(
@@ -105,6 +118,9 @@ def _train(stage: Stage, scale: Scaling, shards: ShardSet, *, address: str, fold
     if checkpoint is None or checkpoint.images_seen != stage.training.images:
         seen = checkpoint.images_seen if checkpoint else 0
         raise Failed(f"training ended at {seen} of {stage.training.images} images; the same command goes on from there")
+    if init is not None and checkpoint.manifest["init_sha256"] != init["sha256"]:
+        started = str(checkpoint.manifest["init_sha256"])
+        raise Failed(f"{init['uri']} was changed while training started: {started[:12]}... was read; delete {folder} and run again")
     held.check()
     sha256 = ModelBundle.save(
         storage.join(folder, "bundle"),
@@ -113,7 +129,9 @@ def _train(stage: Stage, scale: Scaling, shards: ShardSet, *, address: str, fold
         measured=checkpoint.manifest["measured"],
         degradation=shards.data.degradation,
         bits=shards.data.bits,
-        lineage=bundle.lineage(shards_sha256=shards.manifest_sha256, images_seen=checkpoint.images_seen, git_commit=_git_commit()),
+        lineage=bundle.lineage(
+            shards_sha256=shards.manifest_sha256, images_seen=checkpoint.images_seen, git_commit=_git_commit(), init=init
+        ),
         metrics={"training": checkpoint.manifest["logged"]},
     )
     say(task, f"bundle -> {storage.join(folder, 'bundle')}")

@@ -170,9 +170,17 @@ class ModelBundle:
 
 
 def lineage(
-    *, shards_sha256: str | None, images_seen: int | None, git_commit: str | None, imported: Mapping[str, Any] | None = None
+    *,
+    shards_sha256: str | None,
+    images_seen: int | None,
+    git_commit: str | None,
+    imported: Mapping[str, Any] | None = None,
+    init: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Where a bundle comes from; nothing in it depends on when or where it was made. None: not known (``imported`` weights)."""
+    """Where a bundle comes from; nothing in it depends on when or where it was made. None: not known (``imported`` weights).
+
+    ``init``: URI and manifest sha256 of the bundle that training started from.
+    """
     versions: dict[str, str] = {}
     for name in _PACKAGES:
         try:
@@ -180,7 +188,8 @@ def lineage(
         except importlib.metadata.PackageNotFoundError:
             continue
     made: dict[str, Any] = {"shards_sha256": shards_sha256, "git_commit": git_commit, "packages": versions, "images_seen": images_seen}
-    return made if imported is None else {**made, "imported": dict(imported)}
+    known = {"imported": imported, "init": init}
+    return {**made, **{name: dict(value) for name, value in known.items() if value is not None}}
 
 
 def _manifest(uri: str) -> dict[str, Any]:
@@ -219,7 +228,8 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 def _card(stage: Stage, parameters: int, lineage: Mapping[str, Any], notes: Sequence[str]) -> str:
     low = "no low image" if stage.low is None else f"{stage.low} px"
-    imported = lineage.get("imported")
+    imported, init = lineage.get("imported"), lineage.get("init")
+    fine_tuned = [f"- started from the weights of {init['uri']} (manifest sha256 {init['sha256']})"] if init else []
     origin = (
         [f"- weights imported from {imported['from']}, sha256 {imported['sha256']['weights']}", "", "Not evaluated by this project.", ""]
         if imported
@@ -227,6 +237,7 @@ def _card(stage: Stage, parameters: int, lineage: Mapping[str, Any], notes: Sequ
             f"- images seen in training: {lineage.get('images_seen')}",
             f"- training data (manifest sha256): {lineage.get('shards_sha256')}",
             f"- code: {lineage.get('git_commit') or 'unknown commit'}",
+            *fine_tuned,
             "",
             "Weights are the exponential moving average. The evaluation stands in the report of the run that made this bundle.",
             "",

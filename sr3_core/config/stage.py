@@ -35,9 +35,13 @@ class OtherData(Section):
     @field_validator("shards")
     @classmethod
     def _same_for_every_worker(cls, value: str) -> str:
-        if not value.startswith("/") and "://" not in value:
-            raise ValueError(f"{value} must be an absolute path or a URI: workers stand in folders of their own")
-        return value
+        return _place(value)
+
+
+def _place(value: str) -> str:
+    if not value.startswith("/") and "://" not in value:
+        raise ValueError(f"{value} must be an absolute path or a URI: workers stand in folders of their own")
+    return value
 
 
 class Mix(Section):
@@ -53,9 +57,10 @@ class Training(Section):
     ``max_skipped``: steps in a row that are left out because their loss or gradient is not finite, before the run goes back to its last
     checkpoint; 0: the first one ends the run. ``reduce_dtype``: what gradients are added up in over micro-batches and workers; with
     float64 a run hardly depends on the number of workers, for 8 bytes a parameter and a reduction that no longer runs beside the backward.
+    ``init``: the ModelBundle whose weights a run starts from; null: from scratch.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "reduce_dtype", "watch")
+    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "init", "reduce_dtype", "watch")
 
     images: int = Field(gt=0)
     global_batch: int = Field(gt=0)
@@ -68,6 +73,7 @@ class Training(Section):
     clip_norm: float | None = Field(default=1.0, gt=0)
     ema: Ema = Ema()
     max_skipped: int = Field(default=0, ge=0)
+    init: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     reduce_dtype: Literal["float32", "float64"] = "float32"
     deterministic: bool = False
@@ -76,6 +82,11 @@ class Training(Section):
     watch: Watch | None = None
     keep_checkpoints: int = Field(default=2, ge=1)
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("init")
+    @classmethod
+    def _same_for_every_worker(cls, value: str | None) -> str | None:
+        return value if value is None else _place(value)
 
     @model_validator(mode="after")
     def _divides(self) -> "Training":

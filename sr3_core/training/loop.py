@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from sr3_core import plugins
+from sr3_core.artifacts.bundle import ModelBundle
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Stage, Training
 from sr3_core.data.loader import Batch, MicroBatches
 from sr3_core.errors import BadInput
 from sr3_core.seeds import generator
-from sr3_core.training import window
+from sr3_core.training import fine_tune, window
 from sr3_core.training.guard import Guard
 from sr3_core.training.optimisation import learning_rate
 from sr3_core.training.pace import Pace
@@ -53,6 +54,8 @@ def train(
     watcher: Watcher | None = None,
 ) -> TrainState:
     """Train ``stage`` on ``shards`` (or on ``batches``) until ``training.images`` are seen, from the newest checkpoint if there is one.
+
+    Without one it starts from the bundle of ``training.init``, or from scratch; which of the three is said.
 
     Every rank returns the final state. On rank 0 ``log(images_seen, metrics)`` is called once before the first step (no metrics: where
     the run stands) and every ``log_images``, and ``say(text)`` for what a person should know; ``watcher``, which it alone needs, looks at
@@ -151,21 +154,29 @@ def micro_batches_per_step(training: Training, world_size: int) -> int:
 def _start(
     stage: Stage, batches: Batches, *, worker: Worker, checkpoints: CheckpointStore, say: Callable[[str], None]
 ) -> tuple[TrainState, Any, dict[str, nn.Module]]:
-    """State (fresh or resumed), objective, and the players of all turns as the worker wraps them. Restart order: checkpoint, scratch."""
+    """State (fresh or resumed), objective, and the players of all turns as the worker wraps them.
+
+    Restart order: the newest checkpoint, else the bundle of ``training.init``, else scratch.
+    """
     module = plugins.load("objectives", stage.objective.name)
     checkpoint = worker.broadcast(checkpoints.latest() if worker.rank == 0 else None)
+    init = None if checkpoint is not None or stage.training.init is None else ModelBundle.load(stage.training.init)
     if checkpoint is not None:
         check_same_recipe(checkpoint, stage)
         measured = dict(checkpoint.manifest["measured"])
     else:
         measured = worker.broadcast(module.Objective.measure(stage, batches) if worker.rank == 0 else None)
+        measured = measured if init is None else fine_tune.measured_with(init, measured)
     objective = module.Objective(stage, measured)
     players: dict[str, nn.Module] = {name: player.to(worker.device).train() for name, player in objective.players().items()}
+    if init is not None:
+        fine_tune.start_from(init, players[objective.exported])
     state = TrainState.fresh(players, exported=objective.exported, measured=measured, stage=stage)
     own_sums = stage.training.reduce_dtype == "float64"
     wrapped = {turn: players[turn] if own_sums else worker.wrap(players[turn]) for turn in dict.fromkeys(objective.turns)}
     if checkpoint is None:
-        say("starting from scratch")
+        say("starting from scratch" if init is None else fine_tune.told(init, stage))
+        state.init_sha256 = None if init is None else init.manifest_sha256
         return state, objective, wrapped
     # DistributedDataParallel orders its buckets anew after its first backward; without this one the first step after a
     # resume would add gradients up in another order than the uninterrupted run did

@@ -31,7 +31,8 @@ _DIGITS = 12  # a checkpoint's folder is its images seen, so that names sort
 class TrainState:
     """Networks, optimizers (one per player), the averaged weights of the exported player, and the one position: images seen.
 
-    ``averages`` are those of ``ema.also``, by name; ``carried`` is what the optimisation remembers beside tensors.
+    ``averages`` are those of ``ema.also``, by name; ``carried`` is what the optimisation remembers beside tensors; ``init_sha256`` is that
+    of the bundle the run started from, None from scratch.
     ``window`` holds (sum, weight) of each metric since the last log line, so that a resumed run logs what an uninterrupted one logs;
     ``logged`` is that last line without what depends on the clock.
     """
@@ -43,6 +44,7 @@ class TrainState:
     ema: dict[str, Tensor]
     averages: dict[str, dict[str, Tensor]] = field(default_factory=dict[str, dict[str, Tensor]])
     carried: Carried = field(default_factory=Carried)
+    init_sha256: str | None = None
     images_seen: int = 0
     window: Window = field(default_factory=dict[str, tuple[float, float]])
     logged: dict[str, float] = field(default_factory=dict[str, float])
@@ -91,6 +93,7 @@ class TrainState:
             "window": dict(self.window),
             "logged": dict(self.logged),
             "carried": self.carried.to_json(),
+            "init_sha256": self.init_sha256,
         }
         return Snapshot(copies, facts)
 
@@ -104,6 +107,7 @@ class TrainState:
         for name, tensor in self._averaged().items():
             tensor.copy_(averaged[name])
         self.carried = Carried.from_json(manifest.get("carried", {}))  # a checkpoint from before there was anything to carry has none
+        self.init_sha256 = manifest.get("init_sha256")  # nor did older ones start from a bundle
         self.images_seen = int(manifest["images_seen"])
         self.logged = dict(manifest["logged"])
         self.window = {name: (float(total), float(weight)) for name, (total, weight) in manifest["window"].items()}
@@ -264,15 +268,20 @@ class _NewerSchema(Exception):
 
 def check_same_recipe(checkpoint: Checkpoint, stage: Stage) -> None:
     """Raise BadInput that names the keys in which the checkpoint's stage section differs from ``stage``."""
-    there, here = (dict(_flat(values)) for values in (checkpoint.manifest["stage"], stage.model_dump(mode="json")))
-    differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    differing = differing_keys(checkpoint.manifest["stage"], stage.model_dump(mode="json"))
     if differing:
-        listed = ", ".join(f"{key} ({there.get(key)!r} there, {here.get(key)!r} here)" for key in differing)
         raise BadInput(
-            f"checkpoint {checkpoint.uri} of another recipe: {listed}",
+            f"checkpoint {checkpoint.uri} of another recipe: {', '.join(differing)}",
             "the recipe it was written with",
             "restore the recipe or delete the folder",
         )
+
+
+def differing_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """``key (1 there, 2 here)`` for each dotted key in which two sections differ."""
+    ours, theirs = dict(_flat(here)), dict(_flat(there))
+    keys = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
+    return [f"{key} ({theirs.get(key)!r} there, {ours.get(key)!r} here)" for key in keys]
 
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

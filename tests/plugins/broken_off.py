@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sr3_core.training.loop import train
+from sr3_core.training.pace import NAMES
 from sr3_core.training.state import CheckpointStore, TrainState
 from sr3_core.training.worker import LocalWorker
 from tests.plugins.tiny_objective import Memory, stage
 
-WALL_CLOCK = ("images_per_second", "data_wait_share")
 Lines = list[tuple[int, dict[str, float]]]
 
 
@@ -26,7 +26,7 @@ def run(folder: Path, *, steps: int | None = None, **training: Any) -> tuple[Tra
         checkpoints=CheckpointStore(str(folder), keep=2, say=said.append),
         batches=Memory(),
         say=said.append,
-        log=lambda at, line: lines.append((at, {name: value for name, value in line.items() if name not in WALL_CLOCK})),
+        log=lambda at, line: lines.append((at, {name: value for name, value in line.items() if name not in NAMES})),
     )
     return state, lines, said
 
