@@ -81,7 +81,8 @@ def check_labels(recipe: config.Recipe) -> None:
 
 
 def check_plugins(recipe: config.Recipe) -> None:
-    """Every plug-in loads and takes its options; so do the sampling options, the search's candidates, the variants and the gate.
+    """Every plug-in loads and takes its options; so do the sampling options, the search's candidates, the variants, the gate and what
+    ``training.watch`` samples with.
 
     What the objectives have to say of a stage and all its sampling (the schedule guard's warnings and waivers) is said, a line each.
     """
@@ -94,7 +95,8 @@ def check_plugins(recipe: config.Recipe) -> None:
         chosen = config.options(model.Options, stage.model.options, f"stages.{stage.name}.model")
         if hasattr(model, "check"):  # a plug-in's own word on options and stage together
             model.check(chosen, stage)
-        for note in verdict.notes(stage, plan.changes(stage, evaluation)):
+        watched = [] if stage.training.watch is None else [stage.training.watch.sampling]
+        for note in verdict.notes(stage, [*plan.changes(stage, evaluation), *watched]):
             say("recipe", f"{stage.name}: {note}")
     definitions = verdict.Definitions.of(
         evaluation, plan.tasks(recipe.stages), degradation=recipe.data.degradation, channels=recipe.data.channels

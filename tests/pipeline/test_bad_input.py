@@ -60,6 +60,8 @@ WRONG_VALUES = [
     ("stages.x2.sampling.start=-7", "start at gamma 4.386e-05"),
     ("evaluation.search={split: val, metric: psnr_y, candidates: [{steps: 2}, {start: -7}]}", "start at gamma 4.386e-05"),
     ("evaluation.variants={early: {start: -7}}", "start at gamma 4.386e-05"),
+    ("stages.x2.training.watch={images: 8, sampling: {start: -7}}", "start at gamma 4.386e-05"),
+    ("stages.x2.training.watch={images: 12}", "watch.images 12 must be a multiple of global_batch 8"),
     ("evaluation.metrics=[psnr, lpipz]", "lpips (nearest)"),
     ("evaluation.gate=[{metric: lpips, limit: 1}]", "lpips"),
     ("evaluation.gate=[{metric: psnr, than: nearest}]", "than='nearest'"),
