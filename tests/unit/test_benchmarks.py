@@ -1,4 +1,4 @@
-"""The benchmarks that no one runs daily still run: the GPU command on the CPU, the scale model against what was published."""
+"""The benchmarks that no one runs daily still run: the GPU command on the CPU, the scale model against what was published, goodput."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.benchmarks import gpu, scale_model
+from tests.benchmarks import gpu, scale_model, simulate
 
 
 def rows_of(folder: Path, table: str) -> list[dict[str, str]]:
@@ -100,3 +100,24 @@ def test_a_recipe_at_its_goal() -> None:
     assert scale_model.step(work, 64, 256, 0.99 * at).bound == "exchange"
     assert scale_model.step(work, 64, 256, 1.01 * at).bound == "compute"
     assert scale_model.step(work, 256, 2048, at).bound == "compute"
+
+
+def test_goodput_of_steps_by_hand() -> None:
+    """Ten steps where eight were needed, half a second each, .4 at best; the second group's first step took 3 seconds more."""
+    at = [0.5, 1.0, 1.5, 2.0, 2.5, 6.0, 6.5, 7.0, 7.5, 8.0]
+    made = [simulate.Step(time, 1 if time < 3 else 2) for time in at]
+    found = simulate.figures(made, 8, 0.4)
+    assert found["steps_lost"] == 2
+    assert found["restart_seconds"] == pytest.approx(3.0)
+    assert found["goodput"] == pytest.approx(8 * 0.4 / 8.0)
+    assert found["goodput_without_restarts"] == pytest.approx(8 * 0.4 / 5.0)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("scenario", "lost"), [("preempted", range(1)), ("killed", range(1, 2 * simulate.CHECKPOINT_STEPS))])
+def test_a_disturbed_group_sees_every_image(scenario: str, lost: range) -> None:
+    """Two real workers: announced, the loss of one costs no step; unannounced, what was made since the last finished checkpoint."""
+    found = simulate.simulate(scenario, 2, 32, seconds=0.01, megabytes=1.0, bandwidth=1e8)
+    assert found["images_seen"] == found["images"] == 32 * 4
+    assert found["groups"] == 2
+    assert found["steps_lost"] in lost
