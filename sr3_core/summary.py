@@ -21,6 +21,7 @@ from sr3_core.errors import BadInput
 
 LINE_CHARACTERS = 130
 STATE_BYTES = 20  # a parameter in training: float32 weight, gradient, two moments of Adam and the moving average
+_HALF = ("bfloat16", "float16")  # two bytes a stored number
 FORWARD_PER_TRAINING = 3  # the backward pass costs two forwards; with checkpoints the forward runs once more
 # Passes over the stored activations that memory traffic amounts to. These two reproduce the rooflines, taken layer by layer with every
 # pointwise operation fused, of SR3's four networks within 10 % (training) and 20 % (sampling).
@@ -196,7 +197,8 @@ def estimate(stage: Stage, cost: Cost, device: str, *, count: int) -> Estimate:
     precision = training.precision
     kept = cost.checkpointed if cost.checkpointed is not None and _recomputes(stage) else cost.activations
     per_step = training.global_batch / count  # images that share one optimizer step on a device
-    traffic = TRAINING_PASSES * cost.activations[precision] + 2 * cost.state_bytes / per_step
+    stored = "bfloat16" if precision in _HALF else "float32"
+    traffic = TRAINING_PASSES * cost.activations[stored] + 2 * cost.state_bytes / per_step
     rate = _rate_of(on, precision)
     each = (cost.training_flops / rate + traffic / on.bandwidth) / on.share
     grown = (stage.high / cost.training_side) ** 2
@@ -208,7 +210,7 @@ def estimate(stage: Stage, cost: Cost, device: str, *, count: int) -> Estimate:
         count=count,
         precision=precision,
         micro_batch=training.micro_batch,
-        memory_bytes=cost.state_bytes + training.micro_batch * kept[precision],
+        memory_bytes=cost.state_bytes + training.micro_batch * kept[stored],
         memory_of_device=on.memory,
         training_images_per_second=count / each,
         training_seconds=training.images * each / count,
@@ -288,7 +290,8 @@ def text(recipe: Recipe, found: dict[str, Any]) -> str:
 
 
 def _rate_of(device: Device, precision: str) -> float:
-    return device.bfloat16 if precision == "bfloat16" and device.bfloat16 is not None else device.float32
+    half = device.bfloat16 if precision in _HALF else None
+    return device.float32 if half is None else half
 
 
 def _objective(stage: Stage) -> Any:

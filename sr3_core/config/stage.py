@@ -74,7 +74,7 @@ class Training(Section):
     ema: Ema = Ema()
     max_skipped: int = Field(default=0, ge=0)
     init: str | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     reduce_dtype: Literal["float32", "float64"] = "float32"
     deterministic: bool = False
     checkpoint_images: int = Field(gt=0)

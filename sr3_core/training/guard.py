@@ -7,6 +7,7 @@ import torch
 
 from sr3_core.config import Stage
 from sr3_core.errors import Failed
+from sr3_core.training.precision import Precision
 from sr3_core.training.state import CheckpointStore, TrainState
 from sr3_core.training.worker import Worker
 
@@ -16,11 +17,15 @@ class Guard:
 
     A step that may not leaves weights, moments and averages as they are, and the run goes on with the next images. After
     ``training.max_skipped`` such steps in a row the run goes back to its last checkpoint, and it ends with Failed when it has such a row
-    again before it is past those images. With ``max_skipped`` 0 the first such step ends the run. ``say``: what rank 0 tells the user.
+    again before it is past those images. With ``max_skipped`` 0 the first such step ends the run. A gradient that float16's loss scale
+    drove over its range is none of these: that step is left out and counted, and the scale halved. ``say``: what rank 0 tells the user.
     """
 
-    def __init__(self, stage: Stage, *, worker: Worker, checkpoints: CheckpointStore, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, stage: Stage, precision: Precision, *, worker: Worker, checkpoints: CheckpointStore, say: Callable[[str], None]
+    ) -> None:
         self._stage, self._worker, self._checkpoints, self._say = stage, worker, checkpoints, say
+        self._precision = precision
         self._max_skipped = stage.training.max_skipped
         self._gave_up_at = -1
 
@@ -28,11 +33,15 @@ class Guard:
         """Whether the step at ``state.images_seen`` may be taken; ``loss``: mean over the ranks. Counts it otherwise. Raises Failed."""
         training, carried = self._stage.training, state.carried
         finite = math.isfinite(loss) and math.isfinite(gradient_norm)
-        if self._max_skipped:
+        if self._counts:
             finite = self._on_all_ranks(finite)
         if finite:
             carried.skipped_in_row = 0
+            self._precision.stayed(carried)
             return True
+        if math.isfinite(loss) and self._precision.overflowed(carried):
+            carried.skipped += 1
+            return False
         place = f"images {state.images_seen} to {state.images_seen + training.global_batch}, turn {turn}"
         what = f"{place}: loss {loss}, gradient norm {gradient_norm}: not finite"
         if not self._max_skipped:
@@ -64,8 +73,13 @@ class Guard:
         return True
 
     def metrics(self, state: TrainState) -> dict[str, float]:
-        """What a log line says of it: the steps left out since the start; nothing when the first one ends the run."""
-        return {"skipped_steps": float(state.carried.skipped)} if self._max_skipped else {}
+        """What a log line says of it: the steps left out since the start, float16's scale; nothing when the first one ends the run."""
+        scale = {"loss_scale": state.carried.loss_scale} if self._precision.scaled else {}
+        return {"skipped_steps": float(state.carried.skipped), **scale} if self._counts else {}
+
+    @property
+    def _counts(self) -> bool:
+        return self._max_skipped > 0 or self._precision.scaled
 
     def _on_all_ranks(self, finite: bool) -> bool:
         """A rank that alone sees trouble must not step, or wait, alone."""

@@ -9,6 +9,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,7 @@ from sr3_core.training import fine_tune, window
 from sr3_core.training.guard import Guard
 from sr3_core.training.optimisation import learning_rate
 from sr3_core.training.pace import Pace
+from sr3_core.training.precision import Precision
 from sr3_core.training.reduction import Float64Gradients
 from sr3_core.training.saving import Saver
 from sr3_core.training.state import CheckpointStore, TrainState, check_same_recipe
@@ -67,15 +69,16 @@ def train(
         raise TypeError("training.watch needs a watcher on rank 0")
     accumulation = micro_batches_per_step(training, worker.world_size)
     _set_determinism(training)
+    precision = Precision(training.precision, worker.device)
     if batches is None:
         if shards is None:
             raise TypeError("train needs shards or batches")
         batches = MicroBatches(shards, stage)
     tell = say if worker.rank == 0 else _silent
-    state, objective, wrapped = _start(stage, batches, worker=worker, checkpoints=checkpoints, say=tell)
+    state, objective, wrapped = _start(stage, batches, precision, worker=worker, checkpoints=checkpoints, say=tell)
     facts = {"stage": stage.model_dump(mode="json"), "environment": environment(worker)}
     per_rank = accumulation * training.micro_batch
-    guard = Guard(stage, worker=worker, checkpoints=checkpoints, say=tell)
+    guard = Guard(stage, precision, worker=worker, checkpoints=checkpoints, say=tell)
 
     def from_here() -> Iterator[Batch]:
         mine = (
@@ -100,7 +103,9 @@ def train(
                     before = time.monotonic()
                     micro_batches.append(next(stream))
                     waited += time.monotonic() - before
-                metrics = _step(stage, state, objective, wrapped, turn=turn, micro_batches=micro_batches, worker=worker, guard=guard)
+                metrics = _step(
+                    stage, state, objective, wrapped, precision, turn=turn, micro_batches=micro_batches, worker=worker, guard=guard
+                )
                 if guard.rolls_back(state, wait=saver.wait):
                     _close(stream)
                     stream = from_here()
@@ -152,7 +157,7 @@ def micro_batches_per_step(training: Training, world_size: int) -> int:
 
 
 def _start(
-    stage: Stage, batches: Batches, *, worker: Worker, checkpoints: CheckpointStore, say: Callable[[str], None]
+    stage: Stage, batches: Batches, precision: Precision, *, worker: Worker, checkpoints: CheckpointStore, say: Callable[[str], None]
 ) -> tuple[TrainState, Any, dict[str, nn.Module]]:
     """State (fresh or resumed), objective, and the players of all turns as the worker wraps them.
 
@@ -182,7 +187,7 @@ def _start(
     # resume would add gradients up in another order than the uninterrupted run did
     for turn in () if own_sums else wrapped:
         batch = batches.batch(worker.rank * stage.training.micro_batch, stage.training.micro_batch)
-        _backward(stage, state, objective, wrapped, turn=turn, batch=batch, share=1.0, worker=worker)
+        _backward(stage, state, objective, wrapped, precision, turn=turn, batch=batch, share=1.0, worker=worker)
         players[turn].zero_grad(set_to_none=True)
     checkpoints.load(checkpoint, state)
     say(f"resuming at {state.images_seen} of {stage.training.images} images")
@@ -198,6 +203,7 @@ def _step(
     state: TrainState,
     objective: Any,
     wrapped: Mapping[str, nn.Module],
+    precision: Precision,
     *,
     turn: str,
     micro_batches: list[Batch],
@@ -219,13 +225,14 @@ def _step(
     for position, batch in enumerate(micro_batches):
         last = position == len(micro_batches) - 1
         weight = share if sums is None else 1.0
-        metrics = _backward(stage, state, objective, wrapped, turn=turn, batch=batch, share=weight, worker=worker, sync=last)
+        metrics = _backward(stage, state, objective, wrapped, precision, turn=turn, batch=batch, share=weight, worker=worker, sync=last)
         if sums is not None:
             sums.add()
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + value * share
     if sums is not None:
         sums.finish(worker, micro_batches=len(micro_batches))
+    precision.unscale(player, state.carried)
     norm = torch.nn.utils.clip_grad_norm_(player.parameters(), training.clip_norm or math.inf)
     means = _mean_over_workers(totals, worker)
     gradient_norm = float(norm)
@@ -247,6 +254,7 @@ def _backward(
     state: TrainState,
     objective: Any,
     wrapped: Mapping[str, nn.Module],
+    precision: Precision,
     *,
     turn: str,
     batch: Batch,
@@ -262,17 +270,10 @@ def _backward(
     # dropout is the one draw that is not keyed by sample: its generator starts anew for each micro-batch
     torch.manual_seed(int(generator(stage.training.seed, "dropout", first).integers(2**63)))
     batch = batch.to(worker.device)
-    half = stage.training.precision == "bfloat16"
-    context = worker.no_sync(wrapped[turn])
-    if sync:
-        with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=half):
+    with nullcontext() if sync else worker.no_sync(wrapped[turn]):
+        with precision.forward():
             loss, metrics = objective.loss(turn, players, batch)
-        (loss * share).backward()
-    else:
-        with context:
-            with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=half):
-                loss, metrics = objective.loss(turn, players, batch)
-            (loss * share).backward()
+        (loss * (share * precision.scale(state.carried))).backward()
     return {**window.flat(metrics), "loss": float(loss.detach())}
 
 

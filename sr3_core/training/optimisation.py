@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,12 +12,16 @@ from sr3_core import config
 from sr3_core.config import Training
 
 
+LOSS_SCALE = 2.0**16  # float16's at the start, as in torch.amp.GradScaler
+
+
 @dataclass
 class Carried:
     """Of a run's optimisation what is no tensor; a part of every checkpoint, so that a resumed run goes on as if never broken off.
 
     ``best_loss`` and ``waited_images`` since it are the plateau's; ``reductions`` counts how often it lowered the learning rate.
-    ``skipped`` steps were left out by the guard, the last ``skipped_in_row`` of them one after the other.
+    ``skipped`` steps were left out by the guard, the last ``skipped_in_row`` of them one after the other. ``loss_scale`` is float16's,
+    ``steady_steps`` were taken since it last changed.
     """
 
     best_loss: float | None = None
@@ -25,6 +29,8 @@ class Carried:
     reductions: int = 0
     skipped: int = 0
     skipped_in_row: int = 0
+    loss_scale: float = field(default_factory=lambda: LOSS_SCALE)
+    steady_steps: int = 0
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Carried":
