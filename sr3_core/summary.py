@@ -146,7 +146,10 @@ def model_flops(stage: Stage) -> int:
 
 
 def peak_of(device: str, precision: str) -> float | None:
-    """Dense peak in FLOP/s of the GPU that its driver calls ``device``; None for one that is not in ``DEVICES``, or is a part of it."""
+    """Dense peak in FLOP/s of the GPU that its driver calls ``device``; None for one that is not in ``DEVICES``, or is a part of it.
+
+    Of float32 it is TF32's, as in that table.
+    """
     words = re.split(r"[^a-z0-9]+", device.lower())
     known = [name for name in words if name in DEVICES]
     if len(known) != 1 or not _OTHER_BOARDS.isdisjoint(words):

@@ -151,6 +151,9 @@ class _Follower:
         if kind == "say":
             say(self._task, content[0])
             return
+        if kind == "about":
+            self._tracker.set_tags({f"sr3.environment.{name}": str(value) for name, value in content[0].items()})
+            return
         if kind == "look":
             self._look(*content)
             return

@@ -21,7 +21,7 @@ from sr3_core import config, remote, storage
 from sr3_core.config import Scaling, Stage
 from sr3_core.data.loader import opened
 from sr3_core.errors import BadInput, Failed
-from sr3_core.training.loop import train
+from sr3_core.training.loop import environment, train
 from sr3_core.training.state import CheckpointStore
 from sr3_core.training.watching import Watcher, held_out
 from sr3_core.training.worker import DistributedWorker
@@ -29,7 +29,7 @@ from sr3_core.training.worker import DistributedWorker
 MAX_FAILURES = 3  # restarts of the group; each one goes on from the last checkpoint
 _POLL_SECONDS = 0.5
 
-Event = tuple[Any, ...]  # ("log", images_seen, metrics) | ("look", images_seen, metrics, PNG or None) | ("say", text)
+Event = tuple[Any, ...]  # ("log", images_seen, metrics) | ("look", images_seen, metrics, PNG or None) | ("about", facts) | ("say", text)
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ def _work(given: dict[str, Any]) -> None:
     checkpoints = CheckpointStore(job.checkpoints_uri, keep=stage.training.keep_checkpoints, say=lambda text: tell("say", text))
     try:
         batches = opened(job.shards_uri, stage, config.parse(Scaling, job.scaling))
+        tell("about", {**environment(worker), **({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})})
         watcher = None
         if stage.training.watch is not None and worker.rank == 0:
             shards = batches.sets[0]

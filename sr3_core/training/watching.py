@@ -48,7 +48,10 @@ def held_out(shards: ShardSet, stage: Stage) -> MicroBatches:
 
 
 class Watcher:
-    """Looks every ``training.watch.images``; ``tell`` (images seen, metrics, PNG or None) hears what was seen."""
+    """Looks every ``training.watch.images``; ``tell`` (images seen, metrics, PNG or None) hears what was seen.
+
+    A look that a kill cuts off is not made up for.
+    """
 
     def __init__(self, stage: Stage, batches: HeldOut, *, degradation: str, tell: Tell) -> None:
         """``degradation``: the filter that made the low images."""

@@ -160,6 +160,8 @@ def test_a_killed_worker_changes_nothing_and_a_second_run_does_nothing(tmp_path:
     lock = storage.sha256(str(REPOSITORY / cluster.LOCK))
     assert logged.data.tags["sr3.lock_sha256"] == lock and logged.data.tags["sr3.code"] == cluster.code_hash()
     assert logged.data.tags.get("sr3.git_commit") == bundle.manifest["lineage"]["git_commit"]
+    assert logged.data.tags["sr3.environment.world_size"] == "2" and logged.data.tags["sr3.environment.device"] == "cpu"
+    assert client.get_metric_history(logged.info.run_id, "loss_by_half_log_snr/0 to 2")
     assert logged.data.params["scaling.workers"] == "2" and logged.data.params["shards"] == shards.uri
 
     before = time.monotonic()
