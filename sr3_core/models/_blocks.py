@@ -250,9 +250,10 @@ class Attention(nn.Module):
         n, c, h, w = x_NCHW.shape
         if h * w > self.max_side**2:
             raise attention_too_large(f"attention over {w} x {h} positions", self.max_side)
-        shape = (n, self.heads, 3, c // self.heads, h * w) if self.heads_first else (n, 3, self.heads, c // self.heads, h * w)
-        parts = self.query_key_value(self.norm(x_NCHW)).reshape(shape).unbind(2 if self.heads_first else 1)
-        query, key, value = (part.transpose(2, 3) for part in parts)
+        shape = (n, h * w, self.heads, 3, c // self.heads) if self.heads_first else (n, h * w, 3, self.heads, c // self.heads)
+        # channels go last before they are taken apart, so that their gradients, put together again, are channels_last too
+        parts = self.query_key_value(self.norm(x_NCHW)).permute(0, 2, 3, 1).reshape(shape).unbind(3 if self.heads_first else 2)
+        query, key, value = (part.transpose(1, 2) for part in parts)
         mixed = functional.scaled_dot_product_attention(query, key, value, scale=self.logit_scale)
         mixed = self.out(mixed.transpose(1, 2).reshape(n, h, w, c).permute(0, 3, 1, 2))  # stays channels_last
         return (x_NCHW + mixed) * self.skip_scale

@@ -11,7 +11,6 @@ from torch import nn
 from sr3_core import config
 from sr3_core.config import Training
 
-
 LOSS_SCALE = 2.0**16  # float16's at the start, as in torch.amp.GradScaler
 
 
