@@ -57,10 +57,11 @@ class Training(Section):
     ``max_skipped``: steps in a row that are left out because their loss or gradient is not finite, before the run goes back to its last
     checkpoint; 0: the first one ends the run. ``reduce_dtype``: what gradients are added up in over micro-batches and workers; with
     float64 a run hardly depends on the number of workers, for 8 bytes a parameter and a reduction that no longer runs beside the backward.
-    ``init``: the ModelBundle whose weights a run starts from; null: from scratch.
+    ``init``: the ModelBundle whose weights a run starts from; null: from scratch. ``gradient_compression``: what workers send each other
+    their gradients in; null: as they are.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "init", "reduce_dtype", "watch")
+    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "init", "gradient_compression", "reduce_dtype", "watch")
 
     images: int = Field(gt=0)
     global_batch: int = Field(gt=0)
@@ -74,6 +75,7 @@ class Training(Section):
     ema: Ema = Ema()
     max_skipped: int = Field(default=0, ge=0)
     init: str | None = None
+    gradient_compression: Literal["bfloat16", "float16"] | None = None
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     reduce_dtype: Literal["float32", "float64"] = "float32"
     deterministic: bool = False
@@ -97,6 +99,8 @@ class Training(Section):
                 raise ValueError(f"{field} {getattr(self, field)} must be a multiple of global_batch {self.global_batch}")
         if self.watch is not None and self.watch.images % self.global_batch:
             raise ValueError(f"watch.images {self.watch.images} must be a multiple of global_batch {self.global_batch}")
+        if self.gradient_compression is not None and self.reduce_dtype == "float64":
+            raise ValueError(f"gradient_compression {self.gradient_compression} and reduce_dtype float64 exclude each other: take one out")
         patience = self.learning_rate.patience_images
         if patience is not None and patience % self.log_images:
             raise ValueError(f"learning_rate.patience_images {patience} must be a multiple of log_images {self.log_images}")

@@ -22,7 +22,7 @@ from sr3_core.config import Stage, Training
 from sr3_core.data.loader import Batch, MicroBatches
 from sr3_core.errors import BadInput
 from sr3_core.seeds import generator
-from sr3_core.training import fine_tune, window
+from sr3_core.training import compression, fine_tune, window
 from sr3_core.training.guard import Guard
 from sr3_core.training.optimisation import learning_rate
 from sr3_core.training.pace import Pace
@@ -179,6 +179,8 @@ def _start(
     state = TrainState.fresh(players, exported=objective.exported, measured=measured, stage=stage)
     own_sums = stage.training.reduce_dtype == "float64"
     wrapped = {turn: players[turn] if own_sums else worker.wrap(players[turn]) for turn in dict.fromkeys(objective.turns)}
+    for player in wrapped.values():
+        compression.compress(player, stage.training.gradient_compression)
     if checkpoint is None:
         say("starting from scratch" if init is None else fine_tune.told(init, stage))
         state.init_sha256 = None if init is None else init.manifest_sha256
