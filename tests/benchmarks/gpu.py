@@ -8,7 +8,7 @@ It measures this project's own training loop on its four paper recipes, with bat
 - correctness.csv: mean loss and gradient norm of a few steps in float32 and bfloat16, and in one and two micro-batches, at a quarter of the
   widths and without dropout, TF32 off; outside LIMITS the command ends with status 1;
 - throughput.csv: images/s, model FLOP utilisation (FLOPs that ``sr3 show`` counts over the peak) and peak memory at several batch sizes;
-- layout.csv: operations whose output has another memory layout than their input, in one step: each is a pass over memory for nothing;
+- layout.csv: operations that change the memory layout of an image in one step, as ``sr3_core.training.layout`` counts them;
 - kernels.csv: the kernels that take the most time of one step; sampling.csv: seconds of 20 steps for one image and for a batch.
 
 The work is done by a child process that writes every figure as soon as it has it; the parent ends the child when the time is over and
@@ -19,7 +19,9 @@ they sustain in bfloat16 products); for another device it is what a large produc
 
 import argparse
 import csv
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,15 +34,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sr3_core import config, summary
 from sr3_core.config import Stage
 from sr3_core.objectives.diffusion import Objective
 from sr3_core.training import loop
+from sr3_core.training.layout import Change, LayoutChanges
 from sr3_core.training.state import CheckpointStore
 from sr3_core.training.worker import LocalWorker
 from tests.benchmarks.train_step import FOREVER, Pairs
@@ -56,7 +57,7 @@ TOP = 25
 TABLES = {
     "correctness": ("check", "figure", "value", "other", "difference", "limit", "passed"),
     "throughput": ("recipe", "batch", "images_per_second", "seconds_per_step", "utilisation", "goal", "peak_gigabytes", "steps", "note"),
-    "layout": ("recipe", "operation", "change", "count", "megabytes"),
+    "layout": ("recipe", "operation", "given", "made", "count", "values"),
     "kernels": ("recipe", "kernel", "share", "milliseconds", "calls"),
     "sampling": ("recipe", "precision", "images", "steps", "seconds", "seconds_per_image"),
     "peak": ("device", "product_tflops", "taken_tflops"),
@@ -87,31 +88,6 @@ class Scripted(LocalWorker):
         except StopIteration:
             raise Finished from None
         return False
-
-
-class Layouts(TorchDispatchMode):
-    """Counts operations whose first image in has another layout than their first image out, and the bytes of the latter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count, self.bytes = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        before, after = (next((layout for leaf in tree_leaves(side) if (layout := layout_of(leaf))), None) for side in (args, out))
-        if before and after and before != after and not func.is_view:
-            key = str(func.overloadpacket), f"{before} -> {after}"
-            self.count[key] += 1
-            self.bytes[key] += next(leaf for leaf in tree_leaves(out) if layout_of(leaf)).nbytes
-        return out
-
-
-def layout_of(value: Any) -> str | None:
-    """NCHW, NHWC or strided; None for what is no image or is both at once."""
-    if not isinstance(value, Tensor) or value.dim() != 4 or value.shape[1] == 1 or value.shape[2] * value.shape[3] == 1:
-        return None
-    plain, last = value.is_contiguous(), value.is_contiguous(memory_format=torch.channels_last)
-    return "NCHW" if plain else "NHWC" if last else "strided"
 
 
 class Clock:
@@ -225,11 +201,12 @@ def measured(name: str, stage: Stage, device: str, flops: float, *, everything: 
         record("throughput", recipe=name, batch=batch, **rates, goal=GOALS[name], peak_gigabytes=memory, steps=steps, note="")
         if not everything:
             return
-        with Layouts() as layouts:
+        with LayoutChanges() as layouts:
             yield
-        for (operation, change), count in layouts.count.most_common():
-            megabytes = layouts.bytes[operation, change] / 1e6
-            record("layout", recipe=name, operation=operation, change=change, count=count, megabytes=megabytes)
+        for (operation, given, made), found in itertools.groupby(sorted(layouts.found, key=_kind), key=_kind):
+            values = [math.prod(change.shape) for change in found]
+            row = {"operation": operation, "given": given, "made": made, "count": len(values), "values": sum(values)}
+            record("layout", recipe=name, **row)
         with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
             yield
             synchronized(device)
@@ -237,6 +214,10 @@ def measured(name: str, stage: Stage, device: str, flops: float, *, everything: 
         sampling(name, stage, worker.network, device, tiny=tiny, record=record)
 
     run_loop(stage, device, script)
+
+
+def _kind(change: Change) -> tuple[str, str, str]:
+    return change.operation, change.given, change.made
 
 
 def kernels(name: str, profiler: profile, *, cuda: bool, record: Record) -> None:

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from tests.benchmarks import gpu, scale_model, simulate
 
@@ -52,21 +50,6 @@ def test_the_time_is_kept_by_ending_the_child(tmp_path: Path, capsys: pytest.Cap
     assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--dry-run", "--seconds", "0.2"]) == 1
     assert "the time was over" in capsys.readouterr().out
     assert rows_of(tmp_path, "throughput") == []
-
-
-def test_layout_changes_are_counted_by_operation() -> None:
-    last = torch.zeros(1, 4, 3, 3).to(memory_format=torch.channels_last)
-    with gpu.Layouts() as layouts:
-        last + 1
-        last.permute(0, 2, 3, 1)  # a view moves nothing
-        assert not layouts.count
-        last.contiguous()
-    assert layouts.count == {("aten.clone", "NHWC -> NCHW"): 1}
-    assert layouts.bytes.total() == 4 * 36
-    weight = torch.ones(4, 4, 2, 2).to(memory_format=torch.channels_last)
-    with gpu.Layouts() as layouts:
-        nn.functional.conv2d(last, weight)
-    assert not layouts.count
 
 
 def test_the_published_cliff_is_predicted() -> None:
