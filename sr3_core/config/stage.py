@@ -58,10 +58,10 @@ class Training(Section):
     checkpoint; 0: the first one ends the run. ``reduce_dtype``: what gradients are added up in over micro-batches and workers; with
     float64 a run hardly depends on the number of workers, for 8 bytes a parameter and a reduction that no longer runs beside the backward.
     ``init``: the ModelBundle whose weights a run starts from; null: from scratch. ``gradient_compression``: what workers send each other
-    their gradients in; null: as they are.
+    their gradients in; null: as they are. ``compile``: the network's blocks are compiled, each kind once, at their first call.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "init", "gradient_compression", "reduce_dtype", "watch")
+    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "init", "gradient_compression", "compile", "reduce_dtype", "watch")
 
     images: int = Field(gt=0)
     global_batch: int = Field(gt=0)
@@ -78,6 +78,7 @@ class Training(Section):
     gradient_compression: Literal["bfloat16", "float16"] | None = None
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     reduce_dtype: Literal["float32", "float64"] = "float32"
+    compile: bool = False
     deterministic: bool = False
     checkpoint_images: int = Field(gt=0)
     log_images: int = Field(gt=0)

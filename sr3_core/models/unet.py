@@ -216,6 +216,10 @@ class UNet(nn.Module):
         """Height and width must be multiples of this; other sizes are padded by reflection inside ``forward``."""
         return self.options.multiple
 
+    def regions(self) -> list[nn.Module]:
+        """The blocks in the order they are called: what is worth compiling, each by itself."""
+        return [*self.down, *self.middle, *self.up]
+
     def forward(
         self, noisy: Tensor, low: Tensor | None, gamma: Tensor, *, label: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:

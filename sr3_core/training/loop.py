@@ -22,7 +22,7 @@ from sr3_core.config import Stage, Training
 from sr3_core.data.loader import Batch, MicroBatches
 from sr3_core.errors import BadInput
 from sr3_core.seeds import generator
-from sr3_core.training import compression, fine_tune, window
+from sr3_core.training import compiling, compression, fine_tune, window
 from sr3_core.training.guard import Guard
 from sr3_core.training.optimisation import learning_rate
 from sr3_core.training.pace import Pace
@@ -176,6 +176,8 @@ def _start(
     players: dict[str, nn.Module] = {name: player.to(worker.device).train() for name, player in objective.players().items()}
     if init is not None:
         fine_tune.start_from(init, players[objective.exported])
+    for player in players.values() if stage.training.compile else ():
+        compiling.compile_regions(player, worker.device)
     state = TrainState.fresh(players, exported=objective.exported, measured=measured, stage=stage)
     own_sums = stage.training.reduce_dtype == "float64"
     wrapped = {turn: players[turn] if own_sums else worker.wrap(players[turn]) for turn in dict.fromkeys(objective.turns)}
