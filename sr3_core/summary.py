@@ -32,10 +32,11 @@ TRAINING_PASSES, SAMPLING_PASSES = 4, 1
 class Device:
     """One accelerator, or one core. FLOP/s are dense peaks, bytes/s that of its memory; ``share`` of this roofline is what is expected.
 
-    ``bfloat16`` None: no units for it, float32's rate is taken.
+    ``bfloat16`` or ``tf32`` None: no units for it, float32's rate is taken.
     """
 
     bfloat16: float | None
+    tf32: float | None
     float32: float
     bandwidth: float
     memory: float | None
@@ -46,12 +47,12 @@ class Device:
 _GPU = "share: the goal for channels-last code with fused pointwise operations, not a measurement"
 _CPU = "share: measured .48 in training a network of 98 M parameters and .27 on the demo's; good to a factor of three"
 DEVICES = {
-    "h100": Device(989e12, 495e12, 3.35e12, 80e9, 0.55, f"NVIDIA's data sheet of H100 SXM, float32 as TF32; {_GPU}"),
-    "h200": Device(989e12, 495e12, 4.8e12, 141e9, 0.55, f"NVIDIA's data sheet of H200 SXM, float32 as TF32; {_GPU}"),
-    "a100": Device(312e12, 156e12, 2.04e12, 80e9, 0.55, f"NVIDIA's data sheet of A100 SXM 80 GB, float32 as TF32; {_GPU}"),
-    "l4": Device(121e12, 60e12, 0.3e12, 24e9, 0.55, f"NVIDIA's data sheet of L4, without sparsity, float32 as TF32; {_GPU}"),
-    "t4": Device(None, 8.1e12, 0.32e12, 16e9, 0.55, f"NVIDIA's data sheet of T4, which has no bfloat16; {_GPU}"),
-    "cpu": Device(None, 0.2e12, 10e9, None, 0.35, f"one core of 3.1 GHz with two AVX-512 units; {_CPU}"),
+    "h100": Device(989e12, 495e12, 67e12, 3.35e12, 80e9, 0.55, f"NVIDIA's data sheet of H100 SXM; {_GPU}"),
+    "h200": Device(989e12, 495e12, 67e12, 4.8e12, 141e9, 0.55, f"NVIDIA's data sheet of H200 SXM; {_GPU}"),
+    "a100": Device(312e12, 156e12, 19.5e12, 2.04e12, 80e9, 0.55, f"NVIDIA's data sheet of A100 SXM 80 GB; {_GPU}"),
+    "l4": Device(121e12, 60e12, 30.3e12, 0.3e12, 24e9, 0.55, f"NVIDIA's data sheet of L4, without sparsity; {_GPU}"),
+    "t4": Device(None, None, 8.1e12, 0.32e12, 16e9, 0.55, f"NVIDIA's data sheet of T4, which has neither bfloat16 nor TF32; {_GPU}"),
+    "cpu": Device(None, None, 0.2e12, 10e9, None, 0.35, f"one core of 3.1 GHz with two AVX-512 units; {_CPU}"),
 }  # fmt: skip
 
 _OTHER_BOARDS = frozenset({"pcie", "nvl", "mig"})  # slower than the board of the same name above, or a part of it
@@ -148,7 +149,7 @@ def model_flops(stage: Stage) -> int:
 def peak_of(device: str, precision: str) -> float | None:
     """Dense peak in FLOP/s of the GPU that its driver calls ``device``; None for one that is not in ``DEVICES``, or is a part of it.
 
-    Of float32 it is TF32's, as in that table.
+    float32 means float32 throughout, ``tf32`` its rounded products and convolutions.
     """
     words = re.split(r"[^a-z0-9]+", device.lower())
     known = [name for name in words if name in DEVICES]
@@ -205,7 +206,7 @@ def estimate(stage: Stage, cost: Cost, device: str, *, count: int) -> Estimate:
     rate = _rate_of(on, precision)
     each = (cost.training_flops / rate + traffic / on.bandwidth) / on.share
     grown = (stage.high / cost.training_side) ** 2
-    once = cost.forward_flops / on.float32 + SAMPLING_PASSES * grown * cost.activations["float32"] / on.bandwidth
+    once = cost.forward_flops / _rate_of(on, "tf32") + SAMPLING_PASSES * grown * cost.activations["float32"] / on.bandwidth
     calls = network_calls(stage)
     return Estimate(
         stage=stage.name,
@@ -237,11 +238,13 @@ def assumptions(device: str) -> str:
     """What the estimates rest on, in one paragraph."""
     on = DEVICES[device]
     half = f"{_flops(on.bfloat16)}/s in bfloat16, " if on.bfloat16 is not None else "no bfloat16, "
+    half += f"{_flops(on.tf32)}/s in TF32, " if on.tf32 is not None else "no TF32, "
     return (
         f"Estimates, not measurements: seconds = (FLOP / peak + bytes / bandwidth) / share. {device}: {half}{_flops(on.float32)}/s in "
         f"float32, {_bytes(on.bandwidth)}/s, share {on.share:g} ({on.source}). Bytes: {TRAINING_PASSES} passes over the activations in "
-        f"training, {SAMPLING_PASSES} in sampling, and the weights' state twice a step. Sampling in float32, in batches that fill the "
-        "device. Loading, checkpoints, evaluation and the exchange of gradients between workers are not counted."
+        f"training, {SAMPLING_PASSES} in sampling, and the weights' state twice a step. Sampling in TF32 where there is, as torch's "
+        "default, in batches that fill the device. Loading, checkpoints, evaluation and the exchange of gradients between workers are not "
+        "counted."
     )
 
 
@@ -293,8 +296,8 @@ def text(recipe: Recipe, found: dict[str, Any]) -> str:
 
 
 def _rate_of(device: Device, precision: str) -> float:
-    half = device.bfloat16 if precision in _HALF else None
-    return device.float32 if half is None else half
+    rounded = device.bfloat16 if precision in _HALF else device.tf32 if precision == "tf32" else None
+    return device.float32 if rounded is None else rounded
 
 
 def _objective(stage: Stage) -> Any:

@@ -86,7 +86,8 @@ def test_the_share_of_the_peak_is_of_all_workers(monkeypatch: pytest.MonkeyPatch
     ("name", "precision", "peak"),
     [
         ("NVIDIA H200", "bfloat16", 989e12),
-        ("NVIDIA A100-SXM4-80GB", "float32", 156e12),
+        ("NVIDIA A100-SXM4-80GB", "tf32", 156e12),
+        ("NVIDIA A100-SXM4-80GB", "float32", 19.5e12),
         ("NVIDIA A100-PCIE-40GB", "float32", None),
         ("NVIDIA L4", "bfloat16", 121e12),
         ("Tesla T4", "bfloat16", 8.1e12),
