@@ -6,7 +6,6 @@ fixtures known to every test. The servers are started when first asked for and e
 
 import contextlib
 import http.client
-import importlib.util
 import socket
 import stat
 import struct
@@ -197,9 +196,6 @@ def s3_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     """moto's S3 server with the bucket ``photos``."""
     from tests.conftest import _server, answers, free_port
 
-    for package in ("moto", "s3fs"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     log = tmp_path_factory.mktemp("s3") / "log"

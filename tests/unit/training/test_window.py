@@ -57,7 +57,10 @@ def run(stage: Stage, folder: Path, *, stop_at: int = 10**6) -> LINES:
     steps = iter(range(1, 10**6))
     worker = LocalWorker(stop=lambda: next(steps) == stop_at)
     store = CheckpointStore(str(folder), keep=1, say=lambda text: None)
-    log = lambda at, line: lines.append((at, line))  # noqa: E731
+
+    def log(at: int, line: dict[str, float]) -> None:
+        lines.append((at, line))
+
     train(stage, None, worker=worker, checkpoints=store, batches=Memory(), log=log, say=lambda text: None)
     return lines
 
