@@ -117,10 +117,11 @@ def test_the_scale_is_state(tmp_path: Path) -> None:
     assert_broken_off_is_whole(tmp_path, [2, 6], **SMALL, images=144, precision="float16")
 
 
-def test_memory_and_time_are_estimated_by_what_is_stored() -> None:
-    """TensorFloat32 stores float32; float16 stores and computes as bfloat16 does."""
+def test_time_is_estimated_by_the_units_of_the_precision() -> None:
+    """TensorFloat32 has units of its own beside float32's; float16 computes as fast as bfloat16 does."""
     peaks = {name: summary.peak_of("NVIDIA H100 80GB HBM3", name) for name in ("float32", "tf32", "bfloat16", "float16")}
-    assert peaks["tf32"] == peaks["float32"] != peaks["bfloat16"] == peaks["float16"]
+    assert None not in peaks.values()
+    assert peaks["float32"] < peaks["tf32"] < peaks["bfloat16"] == peaks["float16"]
 
 
 def test_an_unknown_precision_is_refused() -> None:
