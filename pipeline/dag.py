@@ -12,9 +12,8 @@ from components.export.component import export, finish
 from components.prepare.component import prepare
 from components.train.component import train
 from pipeline import resources
+from pipeline.placement import place_on_server
 from sr3_core import config
-
-_PROGRESS_SECONDS = "60"  # a server keeps every line, for runs of days
 
 
 def build(
@@ -30,12 +29,7 @@ def build(
     def place(task: dsl.PipelineTask, room: str, name: str) -> dsl.PipelineTask:
         task.set_display_name(name).set_caching_options(False).set_container_image(resources.image(room, images))
         if on_server:
-            wanted = resources.of(room, recipe.scaling, ray_address=ray_address)
-            task.set_cpu_request(wanted.cpu).set_memory_request(wanted.memory).set_memory_limit(wanted.memory)
-            task.set_retry(wanted.retries, backoff_duration="30s", backoff_factor=2.0)
-            task.set_env_variable("SR3_PROGRESS_SECONDS", _PROGRESS_SECONDS)
-            if wanted.gpu:
-                task.set_accelerator_type(resources.ACCELERATOR).set_accelerator_limit(wanted.gpu)
+            place_on_server(task, room, recipe.scaling, images=images, ray_address=ray_address)
         return task
 
     @dsl.pipeline(name=pipeline_name(recipe), description="prepare -> train each stage -> evaluate -> export")

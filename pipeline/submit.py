@@ -22,9 +22,18 @@ def compile_to(recipe: config.Recipe, output: Path, *, images: str = resources.I
     if not output.absolute().parent.is_dir():
         raise BadInput(f"no folder {output.absolute().parent}", "an existing folder", "make it or choose another -o")
     resources.check_images(images)
+    _name_what_is_not_used(recipe.scaling.kubernetes, ray_address)
     part = output.absolute().with_name(f".{output.stem}.part.yaml")
     compiler.Compiler().compile(dag.build(recipe, images=images, ray_address=ray_address), str(part))
     part.replace(output)
+
+
+def _name_what_is_not_used(settings: config.Kubernetes, ray_address: str) -> None:
+    from sr3_core.progress import say
+
+    unused = [name for name in ("queue", "priority_class") if getattr(settings, name) is not None]
+    if unused and not ray_address.startswith("kubernetes://"):
+        say("recipe", f"scaling.kubernetes: {', '.join(unused)} hold for a run's own Ray cluster alone (--ray-address kubernetes://)")
 
 
 def submit(package: Path, *, endpoint: str, experiment: str, name: str, parameters: dict[str, str]) -> str:

@@ -28,6 +28,21 @@ RECIPES = Path(__file__).resolve().parent / "recipes"
 BIN = Path(sys.executable).parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--schemas", type=Path, default=REPOSITORY.parent / "shared" / "schemas", help="Folder of the published schemas of KubeRay and KFP."
+    )
+
+
+@pytest.fixture(scope="session")
+def schemas(pytestconfig: pytest.Config) -> Path:
+    """The folder of published schemas, which are no part of this repository; without it the test says so."""
+    folder: Path = pytestconfig.getoption("--schemas")
+    if not folder.is_dir():
+        pytest.skip(f"nothing is checked against the published schemas: no folder {folder} (--schemas DIR)")
+    return folder
+
+
 @dataclass(frozen=True)
 class RayHead:
     """A Ray head on loopback: ``address`` for ray.init, ``jobs`` for job submission."""

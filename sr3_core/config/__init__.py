@@ -5,6 +5,7 @@ receives only its own section, as one canonical JSON string, so that a change el
 """
 
 from sr3_core.config.data import Blur, Codec, Corruption, Data, Jpeg, Noise, Split, Tiles
+from sr3_core.config.kubernetes import FOLLOWER, HEAD, SIZES, Kubernetes, Room, Toleration, Variable
 from sr3_core.config.optimisation import Average, Ema, LearningRate, Optimizer
 from sr3_core.config.recipe import Evaluation, Export, Recipe, Rule, Scaling, Search, load
 from sr3_core.config.recipe_file import RECIPES, recipe_names, refuse_secrets
@@ -14,8 +15,11 @@ from sr3_core.config.watch import Watch
 from sr3_core.errors import nearest
 
 __all__ = [
+    "FOLLOWER",
+    "HEAD",
     "MAX_SECTION_BYTES",
     "RECIPES",
+    "SIZES",
     "SPLITS",
     "Augment",
     "Average",
@@ -27,6 +31,7 @@ __all__ = [
     "Evaluation",
     "Export",
     "Jpeg",
+    "Kubernetes",
     "LearningRate",
     "Mix",
     "Noise",
@@ -34,6 +39,7 @@ __all__ = [
     "OtherData",
     "Plugin",
     "Recipe",
+    "Room",
     "Rule",
     "Scaling",
     "Search",
@@ -43,7 +49,9 @@ __all__ = [
     "SplitName",
     "Stage",
     "Tiles",
+    "Toleration",
     "Training",
+    "Variable",
     "Watch",
     "fingerprint",
     "load",

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sr3_core.config import recipe_file
 from sr3_core.config.data import Data
+from sr3_core.config.kubernetes import Kubernetes
 from sr3_core.config.section import NAME, Plugin, Section, SplitName, parse
 from sr3_core.config.stage import Stage
 
@@ -61,10 +62,10 @@ class Scaling(Section):
     """Where and how widely a run works; it changes no result and is in no fingerprint.
 
     In each training worker ``loader_threads`` make batches, up to ``prefetch_bytes`` of them ahead; with ``shard_cache``, a folder on its
-    machine, what is read of remote shards is kept there, at most ``shard_cache_bytes``.
+    machine, what is read of remote shards is kept there, at most ``shard_cache_bytes``. ``kubernetes`` is for pods on a cluster alone.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("loader_threads", "prefetch_bytes", "shard_cache", "shard_cache_bytes")
+    LATER: ClassVar[tuple[str, ...]] = ("loader_threads", "prefetch_bytes", "shard_cache", "shard_cache_bytes", "kubernetes")
 
     workers: int = Field(default=1, ge=1)
     accelerator: Literal["cpu", "gpu"] = "cpu"
@@ -73,6 +74,7 @@ class Scaling(Section):
     prefetch_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
     shard_cache: str | None = None
     shard_cache_bytes: int = Field(default=16 * 1024**3, ge=1)
+    kubernetes: Kubernetes = Kubernetes()
 
 
 class Recipe(Section):

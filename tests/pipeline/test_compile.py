@@ -17,7 +17,7 @@ from sr3_core.errors import BadInput
 from tests.conftest import BIN, RECIPES, REPOSITORY, Ended
 
 GOLDEN = Path(__file__).parent / "golden"
-RECIPE_OF = {"demo": "demo", "tiny": str(RECIPES / "tiny.yaml")}
+RECIPE_OF = {"demo": "demo", "tiny": str(RECIPES / "tiny.yaml"), "gpu": str(RECIPES / "gpu.yaml")}
 
 
 def compiled(recipe: config.Recipe, folder: Path, **options: str) -> list[dict[str, Any]]:
