@@ -36,7 +36,10 @@ def test_kfp_run_create(stub: kfp_stub.Stub, tmp_path: Path) -> None:
     run = stub.runs[0]
     assert isinstance(run, kfp_server_api.V2beta1Run) and run.display_name == "name" and run.experiment_id == "e0"
     assert run.runtime_config.parameters == {"root": "gs://bucket/runs", "mlflow_uri": "http://mlflow:5000"}
-    assert run.pipeline_spec["pipelineInfo"]["name"] == "sr3-demo"
+    assert (
+        run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] == "sr3-demo"
+        and "kubernetes" in run.pipeline_spec["platform_spec"]["platforms"]
+    )
 
 
 def test_sr3_submit(stub: kfp_stub.Stub, sr3: Callable[..., Ended], tmp_path: Path) -> None:
