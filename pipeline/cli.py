@@ -164,7 +164,8 @@ def recipes() -> None:
 def show(recipe: str, overrides: tuple[str, ...], as_json: bool, device: str) -> None:
     """Print RECIPE as it is after all defaults and changes, and what its stages cost: parameters, FLOPs, memory, time.
 
-    The costs are comment lines, so that what is printed is a recipe.
+    The costs are comment lines, so that what is printed is a recipe. A stage that cannot be trained in the memory there is gets a warning:
+    the GPU's here where scaling asks for one and there is one, this machine's for a CPU, else that of --device.
 
     \b
     sr3 show demo --set scaling.workers=4
@@ -174,15 +175,16 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool, device: str) ->
 
     import yaml
 
-    from sr3_core import summary
+    from sr3_core import capacity, summary
 
     loaded = config.load(recipe, overrides)
     values = loaded.model_dump(mode="json")
     found = summary.summary(loaded, device)
+    warnings = capacity.shortages(loaded, capacity.present(loaded, device))
     if as_json:
-        click.echo(json.dumps({**values, "summary": found}, indent=1))
+        click.echo(json.dumps({**values, "summary": {**found, "warnings": warnings}}, indent=1))
         return
-    for line in summary.text(loaded, found).splitlines():
+    for line in [*summary.text(loaded, found).splitlines(), *(f"warning: {line}" for line in warnings)]:
         click.echo(f"# {line}".rstrip())
     click.echo(yaml.safe_dump(values, sort_keys=False).rstrip())
 

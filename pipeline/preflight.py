@@ -30,6 +30,8 @@ def check(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: str
     check_source(recipe.data)
     check_plugins(recipe)
     check_labels(recipe)
+    if not cluster.resolve(ray_address):
+        warn_of_memory(recipe)
     tracking.check(mlflow_uri)
 
 
@@ -102,6 +104,20 @@ def check_plugins(recipe: config.Recipe) -> None:
         evaluation, plan.tasks(recipe.stages), degradation=recipe.data.degradation, channels=recipe.data.channels
     )
     verdict.check(evaluation, definitions)
+
+
+def warn_of_memory(recipe: config.Recipe) -> None:
+    """Say, a line each, which stages need more memory for training than this machine, or its GPU, has. A network that cannot be counted
+    costs the warning alone."""
+    from sr3_core import capacity
+
+    try:
+        for line in capacity.shortages(recipe, capacity.present(recipe)):
+            say("recipe", f"warning: {line}")
+    except BadInput:
+        raise
+    except Exception as error:  # a network may do what has no meta kernel
+        say("recipe", f"memory was not estimated: counting it raised {type(error).__name__}: {error}")
 
 
 def check_disk(root: str) -> None:

@@ -21,7 +21,7 @@ from sr3_core.errors import BadInput
 
 LINE_CHARACTERS = 130
 STATE_BYTES = 20  # a parameter in training: float32 weight, gradient, two moments of Adam and the moving average
-_HALF = ("bfloat16", "float16")  # two bytes a stored number
+HALF = ("bfloat16", "float16")  # two bytes a stored number
 FORWARD_PER_TRAINING = 3  # the backward pass costs two forwards; with checkpoints the forward runs once more
 # Passes over the stored activations that memory traffic amounts to. These two reproduce the rooflines, taken layer by layer with every
 # pointwise operation fused, of SR3's four networks within 10 % (training) and 20 % (sampling).
@@ -201,7 +201,7 @@ def estimate(stage: Stage, cost: Cost, device: str, *, count: int) -> Estimate:
     precision = training.precision
     kept = cost.checkpointed if cost.checkpointed is not None and _recomputes(stage) else cost.activations
     per_step = training.global_batch / count  # images that share one optimizer step on a device
-    stored = "bfloat16" if precision in _HALF else "float32"
+    stored = "bfloat16" if precision in HALF else "float32"
     traffic = TRAINING_PASSES * cost.activations[stored] + 2 * cost.state_bytes / per_step
     rate = _rate_of(on, precision)
     each = (cost.training_flops / rate + traffic / on.bandwidth) / on.share
@@ -241,7 +241,7 @@ def assumptions(device: str) -> str:
     half += f"{_flops(on.tf32)}/s in TF32, " if on.tf32 is not None else "no TF32, "
     return (
         f"Estimates, not measurements: seconds = (FLOP / peak + bytes / bandwidth) / share. {device}: {half}{_flops(on.float32)}/s in "
-        f"float32, {_bytes(on.bandwidth)}/s, share {on.share:g} ({on.source}). Bytes: {TRAINING_PASSES} passes over the activations in "
+        f"float32, {bytes_text(on.bandwidth)}/s, share {on.share:g} ({on.source}). Bytes: {TRAINING_PASSES} passes over the activations in "
         f"training, {SAMPLING_PASSES} in sampling, and the weights' state twice a step. Sampling in TF32 where there is, as torch's "
         "default, in batches that fill the device. Loading, checkpoints, evaluation and the exchange of gradients between workers are not "
         "counted."
@@ -263,15 +263,15 @@ def text(recipe: Recipe, found: dict[str, Any]) -> str:
                 _flops(cost["training_flops"]),
                 _both(cost["activations"]),
                 _both(cost["checkpointed"]) if cost["checkpointed"] else "-",
-                _bytes(cost["state_bytes"]),
+                bytes_text(cost["state_bytes"]),
             )
         )
-        have = f" of {_bytes(guess['memory_of_device'])}" if guess["memory_of_device"] else ""
+        have = f" of {bytes_text(guess['memory_of_device'])}" if guess["memory_of_device"] else ""
         expected.append(
             (
                 stage.name,
                 f"{guess['count']} x {guess['device']}{' core' if guess['device'] == 'cpu' else ''}",
-                f"{_bytes(guess['memory_bytes'])}{have} ({guess['micro_batch']} images, {guess['precision']})",
+                f"{bytes_text(guess['memory_bytes'])}{have} ({guess['micro_batch']} images, {guess['precision']})",
                 f"{_rate(guess['training_images_per_second'])} images/s",
                 f"{_time(guess['training_seconds'])} for {stage.training.images:,}",
                 f"{_time(guess['sampling_seconds'])} ({guess['network_calls']} network calls)",
@@ -279,10 +279,6 @@ def text(recipe: Recipe, found: dict[str, Any]) -> str:
         )
     lines = [*_aligned(counted), *_wrapped(COUNTED), ""]
     lines += [*_aligned(expected), *_wrapped(found["assumptions"])]
-    for guess in found["estimates"]:
-        if guess["memory_of_device"] is not None and guess["memory_bytes"] > guess["memory_of_device"]:
-            do = "lower training.micro_batch, set model.options.checkpoint_blocks or take a larger device"
-            lines += _wrapped(f"{guess['stage']}: does not fit into the memory of {guess['device']}: {do}")
     if found["schedules"]:
         levels = [("schedule", "noisiest level trained", "half log-SNR trained", "network called at gamma", "guard")]
         for item in found["schedules"]:
@@ -296,7 +292,7 @@ def text(recipe: Recipe, found: dict[str, Any]) -> str:
 
 
 def _rate_of(device: Device, precision: str) -> float:
-    rounded = device.bfloat16 if precision in _HALF else device.tf32 if precision == "tf32" else None
+    rounded = device.bfloat16 if precision in HALF else device.tf32 if precision == "tf32" else None
     return device.float32 if rounded is None else rounded
 
 
@@ -329,14 +325,14 @@ def _wrapped(paragraph: str) -> list[str]:
 
 
 def _both(bytes_by_precision: dict[str, int]) -> str:
-    return f"{_bytes(bytes_by_precision['bfloat16'])} / {_bytes(bytes_by_precision['float32'])}"
+    return f"{bytes_text(bytes_by_precision['bfloat16'])} / {bytes_text(bytes_by_precision['float32'])}"
 
 
 def _flops(count: float) -> str:
     return _scaled(count, ("", "k", "M", "G", "T", "P"), "FLOP")
 
 
-def _bytes(count: float) -> str:
+def bytes_text(count: float) -> str:
     return _scaled(count, ("", "k", "M", "G", "T"), "B")
 
 

@@ -158,11 +158,3 @@ def test_the_guard_speaks_per_stage() -> None:
     (found,) = summary.summary(whole)["schedules"]
     assert found["terminal_gamma"] == pytest.approx(4.4e-5, rel=0.02) and found["notes"] == ()
     assert "nothing to say" in summary.text(whole, summary.summary(whole))
-
-
-def test_what_does_not_fit_into_a_device_is_said() -> None:
-    large = tiny(
-        "stages.x2.training={global_batch: 131072, micro_batch: 65536, images: 131072, checkpoint_images: 131072, log_images: 131072}"
-    )
-    assert "x2: does not fit into the memory of t4" in summary.text(large, summary.summary(large, "t4"))
-    assert "does not fit" not in summary.text(tiny(), summary.summary(tiny(), "t4"))
