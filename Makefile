@@ -5,6 +5,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
 
+export VARIANT BASE IMAGES ROOMS DOCKER
 locks := infra/images/requirements.lock infra/images/requirements-dev.lock infra/images/weights.lock infra/setup.sh
 key := $(shell { cat $(locks); $(PYTHON) -V; } 2>/dev/null | sha256sum | cut -c1-12)
 venv := $(CURDIR)/.venv/$(key)
@@ -12,7 +13,7 @@ bin := $(venv)/bin
 # A test session speaks to nobody: no telemetry, no token file, no colour codes in logs.
 quiet := RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1
 
-.PHONY: help setup setup-dev demo test test-e2e test-nightly lint weights audit clean
+.PHONY: help setup setup-dev demo images images-check sbom test test-e2e test-nightly lint weights audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,10 +29,19 @@ setup-dev: setup
 demo: setup ## the main job on real photos: prepare, train, evaluate, export; about 10 minutes on 2 cores after set-up
 	@"$(bin)/sr3" run demo $(ARGS)
 
+images: setup ## an image of each room, named by the commit: VARIANT=cpu|gpu, BASE=python:3.11-slim-bookworm@sha256:..., IMAGES=NAME/sr3-{room}
+	@bash infra/images/build.sh "$(bin)/python" -- $(PIP_ARGS)
+
+images-check: setup ## make images, then base and prepare once more from nothing: every file of the two compared
+	@CHECK=1 bash infra/images/build.sh "$(bin)/python" -- $(PIP_ARGS)
+
+sbom: setup-dev ## a bill of materials (CycloneDX) of each image that make images has built here: build/sbom
+	@SBOM="$(CURDIR)/build/sbom" bash infra/images/build.sh "$(bin)/python" -- $(PIP_ARGS)
+
 test: setup-dev ## every test but the long ones
 	@$(quiet) "$(bin)/python" -m pytest tests --ignore=tests/e2e --ignore=tests/benchmarks $(ARGS)
 
-test-e2e: setup-dev ## the long tests: a killed run resumed, signals, jobs
+test-e2e: setup-dev ## the long tests: a killed run resumed, signals, jobs, the rooms as containers (E2E=no-containers leaves these out)
 	@$(quiet) "$(bin)/python" -m pytest tests/e2e $(ARGS)
 
 test-nightly: setup-dev ## what takes too long for every change: a thousand damaged inputs, kills at twenty random points
