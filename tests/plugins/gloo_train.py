@@ -1,9 +1,10 @@
-"""Groups of plain gloo processes that train the tiny objective: ``python -m tests.plugins.gloo_train FOLDER GROUPS`` (JSON).
+"""Groups of plain gloo processes that train the tiny objective: ``python -m tests.plugins.gloo_train FOLDER PLANS``.
 
-Groups run one after another, forked from this process, which imports torch once. A group is {"run": name of its folder of checkpoints,
-"workers": how many, "training": changes of the stage, "kill": {rank: step}, "kill_all": step, "term": {rank: step}, "from": [run, images]}:
-at the end of its step-th step a rank sends itself KILL or TERM; with "kill_all" every rank does. "from" begins with a copy of that
-checkpoint. What rank 0 logs is added to ``<run>.jsonl``, what it says to ``<run>.said``, and how each group ended to ``ended.json``.
+PLANS (JSON) are lists of groups by name, each of which works in the folder of that name below FOLDER. Groups run one after another,
+forked from this process, which imports torch and its compiler once. A group is {"run": name of its folder of checkpoints, "workers": how
+many, "training": changes of the stage, "kill": {rank: step}, "kill_all": step, "term": {rank: step}, "from": [run, images]}: at the end of
+its step-th step a rank sends itself KILL or TERM; with "kill_all" every rank does. "from" begins with a copy of that checkpoint. What rank
+0 logs is added to ``<run>.jsonl``, what it says to ``<run>.said``, and how each group ended to ``ended.json``.
 """
 
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # torch's optimizers import it: here once for all lives, a second and a half each
 
 from sr3_core.training.loop import train
 from sr3_core.training.state import CheckpointStore
@@ -64,19 +66,18 @@ def work(folder: Path, group: dict[str, Any], *, rank: int, meeting: Path) -> No
         worker.close()
 
 
-def main(folder: Path, groups: list[dict[str, Any]]) -> None:
+def main(folder: Path, plans: dict[str, list[dict[str, Any]]]) -> None:
     torch.set_num_threads(1)
-    ended: list[list[int]] = []
-    for number, group in enumerate(groups):
-        if "from" in group:
-            run, images = group["from"]
-            shutil.copytree(folder / run / f"{images:012d}", folder / group["run"] / f"{images:012d}")
-        ended.append(life_of(folder, group, meeting=folder / f"meeting{number}"))
-    (folder / "ended.json").write_text(json.dumps(ended))
+    for name, groups in plans.items():
+        lived = [life_of(folder / name, group, meeting=folder / f"{name}.meeting{number}") for number, group in enumerate(groups)]
+        (folder / name / "ended.json").write_text(json.dumps(lived))
 
 
 def life_of(folder: Path, group: dict[str, Any], *, meeting: Path) -> list[int]:
     """Run one group to its end; by rank the exit code, or minus the signal. Those who wait for a dead one are killed."""
+    if "from" in group:
+        run, images = group["from"]
+        shutil.copytree(folder / run / f"{images:012d}", folder / group["run"] / f"{images:012d}")
     pids: list[int] = []
     for rank in range(group["workers"]):
         pid = os.fork()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sr3_core.training import pace
 from sr3_core.training.loop import train
@@ -43,66 +44,89 @@ def logged(folder: Path, run: str) -> dict[int, dict[str, float]]:
     return without_clock([json.loads(line) for line in (folder / f"{run}.jsonl").read_text().splitlines()])
 
 
-def groups(folder: Path, *plan: dict[str, Any]) -> list[list[int]]:
-    """Run ``plan`` (see tests/plugins/gloo_train.py) in ``folder``; the exit codes by group and rank."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.plugins.gloo_train", str(folder), json.dumps(plan)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return json.loads((folder / "ended.json").read_text())
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_a_run_killed_at_random_steps_ends_bit_equal(tmp_path: Path, workers: int) -> None:
-    """Killed by -9: the last worker, the first (which writes), then all at once; each time the rest breaks off and the run starts anew."""
-    steps = np.random.default_rng(workers).integers(1, [4, 4, 3])  # of each life: 24 images are always behind the second
-    killed: list[dict[str, Any]] = [
+def killed(workers: int) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
+    """At which step of each life something dies, and the lives: 24 images are always behind the second."""
+    steps = np.random.default_rng(workers).integers(1, [4, 4, 3])
+    dying: list[dict[str, Any]] = [
         {"kill": {str(workers - 1): int(steps[0])}},
         {"kill": {"0": int(steps[1]) + 2}},
         {"kill_all": int(steps[2])},
         {},
     ]
-    plan = [{"run": "whole", "workers": workers}, *({"run": "killed", "workers": workers, **how} for how in killed)]
-    whole, last, first, every, end = groups(tmp_path, *plan)
-    assert whole == end == [0] * workers
-    assert last[-1] == first[0] == -9 and every == [-9] * workers and 0 not in last + first, steps
-    assert newest(tmp_path / "whole") == newest(tmp_path / "killed")
-    assert logged(tmp_path, "whole") == logged(tmp_path, "killed") and set(logged(tmp_path, "whole")) == {36, 72, 96}
-    said = (tmp_path / "killed.said").read_text()
-    assert said.count("starting from scratch") + said.count("resuming at") == 4 and "resuming at" in said
+    return steps, [{"run": "whole", "workers": workers}, *({"run": "killed", "workers": workers, **how} for how in dying)]
 
 
-def test_a_notice_to_one_worker_stops_all_after_that_step_with_a_checkpoint(tmp_path: Path) -> None:
-    """TERM within the third step: a checkpoint at 36 images, between those at 24 and 48, and nothing of the run is done twice."""
-    ended = groups(
-        tmp_path,
+def elsewhere(reduce_dtype: str, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """One worker goes on alone; others go on from its checkpoint at 60 images."""
+    training = {"images": 540, "log_images": 12, "checkpoint_images": 60, "reduce_dtype": reduce_dtype}
+    others = [{"run": f"with{workers}", "workers": workers, "from": ["alone", 60], "training": training} for workers in sizes]
+    return [{"run": "alone", "workers": 1, "training": training}, *others]
+
+
+SIZES = {"float32": (2, 3), "float64": (3,)}
+PLANS = {
+    **{f"killed{workers}": killed(workers)[1] for workers in (1, 2, 3)},
+    "noticed": [
         {"run": "whole", "workers": 2},
         {"run": "noticed", "workers": 2, "term": {"1": 3}},
         {"run": "noticed", "workers": 2},
-    )
+    ],
+    **{reduce_dtype: elsewhere(reduce_dtype, sizes) for reduce_dtype, sizes in SIZES.items()},
+}
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[list[int]]]]:
+    """Every plan's folder and how its groups ended (exit codes by group and rank), all lived by tests/plugins/gloo_train.py at once:
+    a process that imports torch costs more than a life."""
+    folder = tmp_path_factory.mktemp("lives")
+    for plan in PLANS:
+        (folder / plan).mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.plugins.gloo_train", str(folder), json.dumps(PLANS)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return {plan: (folder / plan, json.loads((folder / plan / "ended.json").read_text())) for plan in PLANS}
+
+
+Lived = dict[str, tuple[Path, list[list[int]]]]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_run_killed_at_random_steps_ends_bit_equal(lived: Lived, workers: int) -> None:
+    """Killed by -9: the last worker, the first (which writes), then all at once; each time the rest breaks off and the run starts anew."""
+    folder, (whole, last, first, every, end) = lived[f"killed{workers}"]
+    assert whole == end == [0] * workers
+    assert last[-1] == first[0] == -9 and every == [-9] * workers and 0 not in last + first, killed(workers)[0]
+    assert newest(folder / "whole") == newest(folder / "killed")
+    assert logged(folder, "whole") == logged(folder, "killed") and set(logged(folder, "whole")) == {36, 72, 96}
+    said = (folder / "killed.said").read_text()
+    assert said.count("starting from scratch") + said.count("resuming at") == 4 and "resuming at" in said
+
+
+def test_a_notice_to_one_worker_stops_all_after_that_step_with_a_checkpoint(lived: Lived) -> None:
+    """TERM within the third step: a checkpoint at 36 images, between those at 24 and 48, and nothing of the run is done twice."""
+    folder, ended = lived["noticed"]
     assert ended == [[0, 0]] * 3
-    assert [int(path.name) for path in sorted((tmp_path / "noticed").iterdir())][:2] == [24, 36]
-    assert "resuming at 36 of 96 images" in (tmp_path / "noticed.said").read_text()
-    assert newest(tmp_path / "whole") == newest(tmp_path / "noticed") and logged(tmp_path, "whole") == logged(tmp_path, "noticed")
+    assert [int(path.name) for path in sorted((folder / "noticed").iterdir())][:2] == [24, 36]
+    assert "resuming at 36 of 96 images" in (folder / "noticed.said").read_text()
+    assert newest(folder / "whole") == newest(folder / "noticed") and logged(folder, "whole") == logged(folder, "noticed")
 
 
-@pytest.mark.parametrize(("reduce_dtype", "at_40", "sizes"), [("float32", 1e-4, (2, 3)), ("float64", 1e-6, (3,))])
-def test_a_run_goes_on_the_same_with_another_number_of_workers(
-    tmp_path: Path, reduce_dtype: str, at_40: float, sizes: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize(("reduce_dtype", "at_40"), [("float32", 1e-4), ("float64", 1e-6)])
+def test_a_run_goes_on_the_same_with_another_number_of_workers(lived: Lived, reduce_dtype: str, at_40: float) -> None:
     """The loss of every step after a resume at 60 images with several workers, relative to that of the one worker that went on alone."""
-    training = {"images": 540, "log_images": 12, "checkpoint_images": 60, "reduce_dtype": reduce_dtype}
-    others = [{"run": f"with{workers}", "workers": workers, "from": ["alone", 60], "training": training} for workers in sizes]
-    assert groups(tmp_path, {"run": "alone", "workers": 1, "training": training}, *others) == [[0], *([0] * workers for workers in sizes)]
-    alone = logged(tmp_path, "alone")
+    (folder, ended), sizes = lived[reduce_dtype], SIZES[reduce_dtype]
+    assert ended == [[0], *([0] * workers for workers in sizes)]
+    alone = logged(folder, "alone")
     for workers in sizes:
-        went_on = logged(tmp_path, f"with{workers}")
+        went_on = logged(folder, f"with{workers}")
         assert set(went_on) == set(range(72, 541, 12))
         for step, (at, line) in enumerate(sorted(went_on.items()), start=1):
             assert line["loss"] == pytest.approx(alone[at]["loss"], rel=1e-6 if step <= 5 else at_40), (workers, step)
             assert line["learning_rate"] == alone[at]["learning_rate"]
             assert line["bias_of_thirds"] == pytest.approx(alone[at]["bias_of_thirds"], rel=1e-3, abs=1e-4)
-        assert "world_size 1 -> " in (tmp_path / f"with{workers}.said").read_text()
+        assert "world_size 1 -> " in (folder / f"with{workers}.said").read_text()
 
 
 @pytest.fixture
