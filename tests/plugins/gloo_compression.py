@@ -1,19 +1,18 @@
-"""One of two plain gloo processes: ``python -m tests.plugins.gloo_compression FOLDER RANK``.
+"""Two plain gloo processes: ``python -m tests.plugins.gloo_compression FOLDER``.
 
 Trains with gradients sent as they are, in bfloat16, in bfloat16 broken off after three steps, and in float16; rank 0 keeps the checkpoints
 in folders of these names.
 """
 
-import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sr3_core.training.loop import train
 from sr3_core.training.state import CheckpointStore
 from sr3_core.training.worker import GlooWorker
+from tests.plugins import forked
 from tests.plugins.tiny_objective import Memory, stage
 
 
@@ -28,7 +27,6 @@ class Stopping(GlooWorker):
 
 
 def main(folder: Path, rank: int) -> None:
-    torch.set_num_threads(1)
     worker = Stopping(folder / "meeting", rank=rank, world_size=2, bucket_megabytes=0.02)
     for name, kind, stops in (
         ("plain", None, (-1,)), ("bfloat16", "bfloat16", (-1,)), ("broken", "bfloat16", (3, -1)), ("float16", "float16", (-1,))
@@ -43,6 +41,4 @@ def main(folder: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
-    sys.stdout.flush()
-    os._exit(0)
+    forked.run(partial(main, Path(sys.argv[1])), 2)

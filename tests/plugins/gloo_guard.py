@@ -1,26 +1,23 @@
-"""One of two plain gloo processes: ``python -m tests.plugins.gloo_guard FOLDER RANK``. Only rank 1 ever makes a loss not finite.
+"""Two plain gloo processes: ``python -m tests.plugins.gloo_guard FOLDER``. Only rank 1 ever makes a loss not finite.
 
 Once at the step from 24 images on, and at the two from 48 on, which make a row: the group goes back to 48 images.
 """
 
 import hashlib
 import json
-import os
 import sys
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from sr3_core.training.loop import train
 from sr3_core.training.state import CheckpointStore
 from sr3_core.training.worker import GlooWorker
-from tests.plugins import faulty_objective, tiny_objective
+from tests.plugins import faulty_objective, forked, tiny_objective
 
 NAME = "tests.plugins.faulty_objective"
 
 
 def main(folder: Path, rank: int) -> None:
-    torch.set_num_threads(1)
     worker = GlooWorker(folder / "meeting", rank=rank, world_size=2, bucket_megabytes=0.02)
     stage = tiny_objective.stage(options={"width": 16}, max_skipped=2)
     stage = stage.model_copy(update={"objective": stage.objective.model_copy(update={"name": NAME})})
@@ -36,6 +33,4 @@ def main(folder: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
-    sys.stdout.flush()
-    os._exit(0)
+    forked.run(partial(main, Path(sys.argv[1])), 2)

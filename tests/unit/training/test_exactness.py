@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +128,12 @@ def test_a_run_goes_on_the_same_with_another_number_of_workers(lived: Lived, red
         assert "world_size 1 -> " in (folder / f"with{workers}.said").read_text()
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> Iterator[dict[str, str]]:
-    run(tmp_path / "whole")
-    yield newest(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was not broken off."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    run(folder)
+    return folder
 
 
 def run(folder: Path, *, steps: int | None = None) -> Lines:
@@ -154,13 +155,14 @@ def run(folder: Path, *, steps: int | None = None) -> Lines:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 7])
-def test_a_stop_in_order_at_any_step_changes_nothing(tmp_path: Path, whole: dict[str, str], steps: int) -> None:
+def test_a_stop_in_order_at_any_step_changes_nothing(tmp_path: Path, whole: Path, steps: int) -> None:
     run(tmp_path / "stopped", steps=steps)
     assert [int(path.name) for path in (tmp_path / "stopped").iterdir()][-1] >= 12
     run(tmp_path / "stopped")
-    assert newest(tmp_path / "stopped") == whole
+    assert newest(tmp_path / "stopped") == newest(whole)
 
 
-def test_a_finished_run_is_only_loaded(tmp_path: Path, whole: dict[str, str]) -> None:
-    assert run(tmp_path / "whole") == [(96, {})]
-    assert newest(tmp_path / "whole") == whole
+def test_a_finished_run_is_only_loaded(whole: Path) -> None:
+    before = newest(whole)
+    assert run(whole) == [(96, {})]
+    assert newest(whole) == before

@@ -1,6 +1,7 @@
 """Checkpoints: verified before an older one is dropped, a damaged one falls back aloud, another recipe is refused by its keys."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,20 @@ def run(uri: str, *, keep: int = 2, **training: Any) -> list[str]:
     section = stage(**training)
     train(section, None, worker=LocalWorker(), checkpoints=store, batches=Memory(), say=said.append, log=lambda *_: None)
     return said
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two checkpoints of a run that has ended; for copying."""
+    folder = tmp_path_factory.mktemp("ended")
+    run(str(folder))
+    return folder
+
+
+@pytest.fixture
+def done(ended: Path, tmp_path: Path) -> Path:
+    """A folder with the checkpoints of a run that has ended."""
+    return Path(shutil.copytree(ended, tmp_path / "done"))
 
 
 def places(folder: Path) -> list[int]:
@@ -51,44 +66,40 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["players.safetensors", "optimizers.safetensors", "ema.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
-def test_a_damaged_checkpoint_falls_back_aloud_and_the_result_is_the_same(tmp_path: Path, name: str, damage: Any) -> None:
-    run(str(tmp_path))
-    whole = storage.sha256(str(newest_file(tmp_path, "optimizers.safetensors")))
-    damage(newest_file(tmp_path, name))
-    said = run(str(tmp_path))
+def test_a_damaged_checkpoint_falls_back_aloud_and_the_result_is_the_same(done: Path, name: str, damage: Any) -> None:
+    whole = storage.sha256(str(newest_file(done, "optimizers.safetensors")))
+    damage(newest_file(done, name))
+    said = run(str(done))
     if (damage, name) != (Path.unlink, "state.json"):  # without a manifest it was never a checkpoint
         assert any("checkpoint at 96 images is damaged" in line and "falling back to the one before" in line for line in said)
     assert "resuming at 72 of 96 images" in said
-    assert storage.sha256(str(newest_file(tmp_path, "optimizers.safetensors"))) == whole
+    assert storage.sha256(str(newest_file(done, "optimizers.safetensors"))) == whole
 
 
-def test_only_damaged_ones_are_not_taken_for_none(tmp_path: Path) -> None:
-    run(str(tmp_path), keep=1)
-    cut(newest_file(tmp_path, "ema.safetensors"))
+def test_only_damaged_ones_are_not_taken_for_none(done: Path) -> None:
+    for place in done.iterdir():
+        cut(place / "ema.safetensors")
     with pytest.raises(BadInput, match="only damaged checkpoints"):
-        run(str(tmp_path))
+        run(str(done))
 
 
-def test_another_recipe_is_refused_by_its_keys(tmp_path: Path) -> None:
-    run(str(tmp_path))
+def test_another_recipe_is_refused_by_its_keys(done: Path) -> None:
     with pytest.raises(BadInput) as refused:
-        run(str(tmp_path), seed=1, optimizer={"learning_rate": 2e-3})
+        run(str(done), seed=1, optimizer={"learning_rate": 2e-3})
     assert "training.optimizer.learning_rate (0.001 there, 0.002 here), training.seed (0 there, 1 here);" in str(refused.value)
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    run(str(tmp_path))
-    place = newest_file(tmp_path, "state.json")
+def test_a_newer_schema_is_refused(done: Path) -> None:
+    place = newest_file(done, "state.json")
     place.write_text(json.dumps({**json.loads(place.read_text()), "schema": 2}))
     with pytest.raises(BadInput, match="schema 2; allowed: schema 1 or older"):
-        run(str(tmp_path))
+        run(str(done))
 
 
-def test_another_number_of_threads_is_said(tmp_path: Path) -> None:
-    run(str(tmp_path))
+def test_another_number_of_threads_is_said(done: Path) -> None:
     torch.set_num_threads(2)
     try:
-        said = run(str(tmp_path))
+        said = run(str(done))
     finally:
         torch.set_num_threads(1)
     assert any("another environment (threads 1 -> 2)" in line for line in said)
