@@ -41,7 +41,6 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s is added to every stage's start and end
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor per run that nothing asks; a lost worker replays from the last checkpoint
 }
 
 
@@ -103,12 +102,14 @@ def connect(
     gpus_per_worker: int = 0,
     dashboard: bool = False,
     room: str = "ray",
+    least: int | None = None,
 ) -> Generator[Cluster, None, None]:
     """Connect to Ray for the length of the block; a Ray started here ends with it.
 
     No address: a local Ray with max(workers, cores) CPUs, never one that happens to run on this machine. Ray Train wants
     ``dashboard``, or it repeats warnings. Raises BadInput when the address does not answer or has less than
-    ``workers`` x ``cpus_per_worker`` CPUs (None: its CPUs divided by the workers) or ``gpus_per_worker`` GPUs.
+    ``workers`` x ``cpus_per_worker`` CPUs (None: its CPUs divided by the workers) or ``gpus_per_worker`` GPUs; with ``least``, a number
+    of workers to begin with, when it has less than those need.
     """
     quieten()
     import ray
@@ -127,7 +128,13 @@ def connect(
         _start(address, workers=workers, dashboard=dashboard)
     try:
         yield _resources(
-            address, shared=shared, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, room=room
+            address,
+            shared=shared,
+            workers=workers,
+            least=least or workers,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            room=room,
         )
     finally:
         if not shared:
@@ -237,15 +244,18 @@ def _start(address: str, *, workers: int, dashboard: bool) -> None:
         ) from None
 
 
-def _resources(address: str, *, shared: bool, workers: int, cpus_per_worker: int | None, gpus_per_worker: int, room: str) -> Cluster:
+def _resources(
+    address: str, *, shared: bool, workers: int, least: int, cpus_per_worker: int | None, gpus_per_worker: int, room: str
+) -> Cluster:
     import ray
 
     there = ray.cluster_resources()
     cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
     each = cpus_per_worker or max(1, (cpus if address or shared else cores()) // workers)
     label = "Ray that this process is connected to" if shared else f"Ray at {address}" if address else "Ray of its own"
-    have, need = f"{cpus} CPU, {gpus} GPU", f"{workers} workers x {each} CPU" + (f" x {gpus_per_worker} GPU" if gpus_per_worker else "")
-    if workers * each > cpus or workers * gpus_per_worker > gpus:
+    count = f"{workers} workers" if least == workers else f"{least} to {workers} workers"
+    have, need = f"{cpus} CPU, {gpus} GPU", f"{count} x {each} CPU" + (f" x {gpus_per_worker} GPU" if gpus_per_worker else "")
+    if least * each > cpus or least * gpus_per_worker > gpus:
         raise BadInput(
             f"{need} on {label}", f"what is there: {have}", "lower scaling.workers or scaling.cpus_per_worker, or use a larger cluster"
         )

@@ -50,7 +50,8 @@ def run(
     be used and for more workers than there are resources, Failed when training itself fails.
     """
     stage, scale = config.parse(Stage, section), config.parse(Scaling, scaling)
-    micro_batches_per_step(stage.training, scale.workers)
+    for workers in reversed(scale.sizes):
+        micro_batches_per_step(stage.training, workers)
     plugins.load("objectives", stage.objective.name)
     shards = ShardSet.open(shards_uri)
     if shards.manifest_sha256 != shards_sha256:
@@ -103,7 +104,13 @@ def _train(
     gpu = scale.accelerator == "gpu"
     store = CheckpointStore(storage.join(folder, "checkpoints"), keep=stage.training.keep_checkpoints, say=lambda text: say(task, text))
     with cluster.connect(
-        address, workers=scale.workers, cpus_per_worker=scale.cpus_per_worker, gpus_per_worker=int(gpu), dashboard=True, room=task
+        address,
+        workers=scale.workers,
+        least=scale.sizes[0],
+        cpus_per_worker=scale.cpus_per_worker,
+        gpus_per_worker=int(gpu),
+        dashboard=True,
+        room=task,
     ) as ray_cluster:
         from components.train import ray_launcher  # imports ray, which reads its settings then
 
@@ -111,9 +118,7 @@ def _train(
             stage=stage.canonical_json(), shards_uri=shards.uri, checkpoints_uri=store.uri, threads=ray_cluster.cpus_per_worker,
             scaling=scale.canonical_json(),
         )  # fmt: skip
-        ray_launcher.fit(
-            job, workers=scale.workers, gpu=gpu, folder_uri=folder, own_ray=not address, on_event=_Follower(stage, tracker, task)
-        )
+        ray_launcher.fit(job, sizes=scale.sizes, gpu=gpu, folder_uri=folder, own_ray=not address, on_event=_Follower(stage, tracker, task))
     checkpoint = store.latest()
     if checkpoint is None or checkpoint.images_seen != stage.training.images:
         seen = checkpoint.images_seen if checkpoint else 0

@@ -1,12 +1,19 @@
 """Ray Train as the launcher of the training loop: a group of workers that is restarted when one is lost. All Ray of this room.
 
+Two notices end a group in order, with a checkpoint after the step at hand: Ray's of a node that will be taken away, after which a new
+group goes on elsewhere, and a TERM of this process, after which the same command goes on. Lost workers are given no notice: the new
+group goes on from the last checkpoint.
+
 The loop's own checkpoints hold the state; Ray's hold nothing. What rank 0 has to tell comes to the driver through a mailbox, so
 that the driver prints it as its own lines and alone speaks to MLflow.
 """
 
 import os
+import signal
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +23,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sr3_core import config, remote, storage
 from sr3_core.config import Scaling, Stage
@@ -28,6 +36,9 @@ from sr3_core.training.worker import DistributedWorker
 
 MAX_FAILURES = 3  # restarts of the group; each one goes on from the last checkpoint
 _POLL_SECONDS = 0.5
+_NOTICE_SECONDS = 2.0  # between two questions to Ray, which wait for every worker
+_WATCH_SECONDS = 1  # between two of Ray's own looks at its nodes
+_PATIENCE_SECONDS = 60.0  # for a step and its checkpoint after a TERM
 
 Event = tuple[Any, ...]  # ("log", images_seen, metrics) | ("look", images_seen, metrics, PNG or None) | ("about", facts) | ("say", text)
 
@@ -44,18 +55,49 @@ class Job:
 
 
 class RayWorker(DistributedWorker):
-    """A worker of Ray Train's process group."""
+    """A worker of Ray Train's process group. With ``notices`` it ends after Ray's notice of a node that goes away: ``noticed`` is set."""
+
+    def __init__(self, device: torch.device, *, stop: Callable[[], bool], notices: bool) -> None:
+        super().__init__(device, stop=stop)
+        self.noticed = False
+        self._notices, self._asked = notices, time.monotonic()
 
     def report(self, metrics: Mapping[str, float], *, checkpoint: bool) -> None:
         ray.train.report(dict(metrics))
 
+    def should_stop(self) -> bool:
+        """One number goes round after each step: 2 to stop, 1 when it is time to ask Ray, which every rank then does."""
+        ask = self._notices and self.rank == 0 and time.monotonic() - self._asked > _NOTICE_SECONDS
+        wish = self.largest(2 if self._stop() else int(ask))
+        if wish == 1:
+            self._asked = time.monotonic()
+            self.noticed = ray.train.get_preemption_info() is not None
+        return self.noticed or wish == 2
+
 
 class Mailbox:
-    """Events from rank 0 to the driver, in order; a fatal error is kept, so that a restarted group ends at once."""
+    """Events from rank 0 to the driver, in order; a fatal error is kept, so that a restarted group ends at once.
+
+    The other way it tells the workers to stop; ``leave`` says that a group ended since a node goes away, ``left`` whether one did.
+    """
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._fatal: BadInput | Failed | None = None
+        self._stopping = self._left = False
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def leave(self) -> None:
+        self._left = True
+
+    def left(self) -> bool:
+        left, self._left = self._left, False
+        return left
 
     def put(self, event: Event) -> None:
         self._events.append(event)
@@ -71,25 +113,58 @@ class Mailbox:
         return self._fatal
 
 
-def fit(job: Job, *, workers: int, gpu: bool, folder_uri: str, own_ray: bool, on_event: Callable[[Event], None]) -> None:
-    """Run the loop on ``workers`` workers to its end; ``on_event`` is called in a thread of this process.
+def fit(job: Job, *, sizes: range, gpu: bool, folder_uri: str, own_ray: bool, on_event: Callable[[Event], None]) -> None:
+    """Run the loop to its end on as many workers of ``sizes`` as there are resources for; ``on_event`` is called in a thread.
 
     What Ray itself keeps is removed at the end: it stands in the working folder with ``own_ray``, else where every node of the cluster
     reaches it, under ``folder_uri``.
 
-    A lost worker restarts the group from the last checkpoint, ``MAX_FAILURES`` times. Raises BadInput and Failed of the loop as they
-    are (they are not tried again), Failed when the restarts are used up, and what ``on_event`` raised when all else went well.
+    A lost worker restarts the group from the last checkpoint, ``MAX_FAILURES`` times; a node's notice does so as often as it comes. After
+    a TERM it returns as the signal's handler before would have. Raises BadInput and Failed of the loop as they are (they are not tried
+    again), Failed when the restarts are used up, and what ``on_event`` raised when all else went well.
     """
     name, parent = f"ray-{folder_uri.rpartition('/')[2]}", storage.absolute(".") if own_ray else folder_uri
-    _remove(storage.join(parent, name), on_event)  # of a run that was killed: Ray would go on with it
-    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
-    trainer = TorchTrainer(
+    # on our own node: another may be lost, and the run with it
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    # a Ray of our own has one node and loses it with us: nobody needs the actor that looks for notices
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if own_ray else "1"
+    os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = str(_WATCH_SECONDS)
+    ended, errors = threading.Event(), list[Exception]()
+    with _ending_in_order(mailbox, ended):
+        follower = threading.Thread(target=follow, args=(mailbox, on_event, ended, errors), name="sr3-mailbox", daemon=True)
+        follower.start()
+        try:
+            going = True
+            while going:
+                _remove(storage.join(parent, name), on_event)  # of a run that was killed or has left: Ray would go on with it
+                _trainer(job, mailbox, name=name, parent=parent, sizes=sizes, gpu=gpu, notices=not own_ray).fit()
+                going = ray.get(mailbox.left.remote())
+                if going:
+                    on_event(("say", "a node will be taken away: going on with a new group of workers"))
+        except ray.train.TrainingFailedError as error:
+            fatal: BadInput | Failed | None = ray.get(mailbox.fatal.remote())
+            if fatal is None:
+                raise Failed(f"training failed after {MAX_FAILURES} restarts, at last with: {_cause(error)}") from error
+        finally:
+            ended.set()
+            follower.join()
+            _remove(storage.join(parent, name), on_event)
+    fatal = ray.get(mailbox.fatal.remote())
+    if fatal is not None:
+        raise fatal
+    if errors:
+        raise errors[0]
+
+
+def _trainer(job: Job, mailbox: Any, *, name: str, parent: str, sizes: range, gpu: bool, notices: bool) -> TorchTrainer:
+    resources = {"CPU": job.threads, **({"GPU": 1} if gpu else {})}
+    workers = sizes[0] if len(sizes) == 1 else (sizes[0], sizes[-1])
+    return TorchTrainer(
         _work,
-        train_loop_config={"job": asdict(job), "mailbox": mailbox},
+        train_loop_config={"job": asdict(job), "mailbox": mailbox, "notices": notices},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": job.threads, **({"GPU": 1} if gpu else {})}
-        ),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=name,
             **ray_storage(parent),
@@ -97,24 +172,37 @@ def fit(job: Job, *, workers: int, gpu: bool, folder_uri: str, own_ray: bool, on
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    ended, errors = threading.Event(), list[Exception]()
-    follower = threading.Thread(target=follow, args=(mailbox, on_event, ended, errors), name="sr3-mailbox", daemon=True)
-    follower.start()
+
+
+@contextmanager
+def _ending_in_order(mailbox: Any, ended: threading.Event) -> Generator[None, None, None]:
+    """For the block, a TERM lets the workers end in order; then, or after a second one, it does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, came = signal.getsignal(signal.SIGTERM), threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        if came.is_set() and callable(before):
+            before(number, frame)
+        came.set()
+
+    def pass_on() -> None:
+        while not ended.is_set():
+            if came.wait(_POLL_SECONDS):
+                ray.get(mailbox.stop.remote())
+                if not ended.wait(_PATIENCE_SECONDS):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    signal.signal(signal.SIGTERM, note)
+    threading.Thread(target=pass_on, name="sr3-term", daemon=True).start()
     try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        fatal: BadInput | Failed | None = ray.get(mailbox.fatal.remote())
-        if fatal is None:
-            raise Failed(f"training failed after {MAX_FAILURES} restarts, at last with: {_cause(error)}") from error
+        yield
     finally:
-        ended.set()
-        follower.join()
-        _remove(storage.join(parent, name), on_event)
-    fatal = ray.get(mailbox.fatal.remote())
-    if fatal is not None:
-        raise fatal
-    if errors:
-        raise errors[0]
+        signal.signal(signal.SIGTERM, before)
+    if came.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def ray_storage(uri: str) -> dict[str, Any]:
@@ -142,14 +230,23 @@ def _work(given: dict[str, Any]) -> None:
     stage = config.parse(Stage, job.stage)
     if stage.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    asked, over = threading.Event(), threading.Event()
     device = get_device()
-    worker = RayWorker(device)
+    worker = RayWorker(device, stop=asked.is_set, notices=given["notices"])
+
+    def listen() -> None:
+        while not over.wait(_POLL_SECONDS):
+            if ray.get(mailbox.stopping.remote()):
+                asked.set()
+                return
 
     def tell(*event: Any) -> None:
         if worker.rank == 0:
             ray.get(mailbox.put.remote(event))
 
     checkpoints = CheckpointStore(job.checkpoints_uri, keep=stage.training.keep_checkpoints, say=lambda text: tell("say", text))
+    if worker.rank == 0:
+        threading.Thread(target=listen, name="sr3-stop", daemon=True).start()
     try:
         batches = opened(job.shards_uri, stage, config.parse(Scaling, job.scaling))
         tell("about", {**environment(worker), **({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})})
@@ -172,9 +269,13 @@ def _work(given: dict[str, Any]) -> None:
             log=lambda images_seen, metrics: tell("log", images_seen, metrics),
             say=lambda text: tell("say", text),
         )
+        if worker.noticed and worker.rank == 0:
+            ray.get(mailbox.leave.remote())
     except (BadInput, Failed) as error:
         ray.get(mailbox.fail.remote(error))
         raise
+    finally:
+        over.set()
 
 
 def follow(mailbox: Any, on_event: Callable[[Event], None], ended: threading.Event, errors: list[Exception]) -> None:

@@ -62,12 +62,17 @@ class Scaling(Section):
     """Where and how widely a run works; it changes no result and is in no fingerprint.
 
     In each training worker ``loader_threads`` make batches, up to ``prefetch_bytes`` of them ahead; with ``shard_cache``, a folder on its
-    machine, what is read of remote shards is kept there, at most ``shard_cache_bytes``. ``kubernetes`` is for pods on a cluster alone.
+    machine, what is read of remote shards is kept there, at most ``shard_cache_bytes``. With ``min_workers`` training starts with as many
+    workers between the two as there are resources for, goes on with fewer when a node is lost and with more when one comes.
+    ``kubernetes`` is for pods on a cluster alone.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("loader_threads", "prefetch_bytes", "shard_cache", "shard_cache_bytes", "kubernetes")
+    LATER: ClassVar[tuple[str, ...]] = (
+        "min_workers", "loader_threads", "prefetch_bytes", "shard_cache", "shard_cache_bytes", "kubernetes",
+    )  # fmt: skip
 
     workers: int = Field(default=1, ge=1)
+    min_workers: int | None = Field(default=None, ge=1)
     accelerator: Literal["cpu", "gpu"] = "cpu"
     cpus_per_worker: int | None = Field(default=None, ge=1)
     loader_threads: int = Field(default=2, ge=1)
@@ -75,6 +80,17 @@ class Scaling(Section):
     shard_cache: str | None = None
     shard_cache_bytes: int = Field(default=16 * 1024**3, ge=1)
     kubernetes: Kubernetes = Kubernetes()
+
+    @model_validator(mode="after")
+    def _fewest_first(self) -> "Scaling":
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} must be at most workers {self.workers}")
+        return self
+
+    @property
+    def sizes(self) -> range:
+        """Every number of workers that training may run with."""
+        return range(self.min_workers or self.workers, self.workers + 1)
 
 
 class Recipe(Section):
@@ -103,11 +119,13 @@ class Recipe(Section):
                 raise ValueError(f"stage {stage.name} starts at {stage.low}, but stage {before.name} ends at {before.high}")
             if stage.channels != self.data.channels:
                 raise ValueError(f"stage {stage.name} has {stage.channels} channels, but data.channels is {self.data.channels}")
-            if stage.training.global_batch % (stage.training.micro_batch * self.scaling.workers):
-                raise ValueError(
-                    f"stage {stage.name}: global_batch {stage.training.global_batch} must be a multiple of "
-                    f"micro_batch {stage.training.micro_batch} x scaling.workers {self.scaling.workers}"
-                )
+            for workers in reversed(self.scaling.sizes):
+                if stage.training.global_batch % (stage.training.micro_batch * workers):
+                    between = "" if workers == self.scaling.workers else f", of which min_workers allows {workers}"
+                    raise ValueError(
+                        f"stage {stage.name}: global_batch {stage.training.global_batch} must be a multiple of "
+                        f"micro_batch {stage.training.micro_batch} x scaling.workers {self.scaling.workers}{between}"
+                    )
         if self.data.corruption is not None:
             self._refuse_what_undoes_a_resize()
         if self.stages[0].low is None and len(self.stages) == 1 and (self.evaluation.gate or self.evaluation.search):

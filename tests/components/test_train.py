@@ -185,6 +185,8 @@ def in_process(root: Path, shards: ShardSet, **changes: Any) -> room.TrainResult
     ("changes", "line"),
     [
         ({"scaling": '{"workers": 3}'}, "global_batch 8 with micro_batch 2 on 3 workers"),
+        ({"scaling": '{"workers": 4, "min_workers": 2}'}, "global_batch 8 with micro_batch 2 on 3 workers"),
+        ({"scaling": '{"workers": 1, "min_workers": 2}'}, "min_workers 2 must be at most workers 1"),
         ({"scaling": '{"wrkers": 3}'}, "unknown key wrkers; allowed: workers"),
         ({"section": "{"}, "a Stage section that is not JSON"),
         (
