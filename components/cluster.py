@@ -9,9 +9,11 @@ import http.client
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -125,7 +127,8 @@ def connect(
     check(address)
     shared = ray.is_initialized()
     if not shared:
-        _start(address, workers=workers, dashboard=dashboard)
+        with _own_term():
+            _start(address, workers=workers, dashboard=dashboard)
     try:
         yield _resources(
             address,
@@ -217,6 +220,15 @@ def _same_code() -> None:
         raise BadInput(
             f"code {code_hash()} on the cluster", f"the submitter's, {expected}", "run the cluster from the image of the same build"
         )
+
+
+@contextmanager
+def _own_term() -> Generator[None, None, None]:
+    """For the block; a handler of TERM that was there stays: Ray puts its own in its place, which ends the process with another code."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start(address: str, *, workers: int, dashboard: bool) -> None:

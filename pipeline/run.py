@@ -23,7 +23,7 @@ from sr3_core.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, BadInput, Fa
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAMPLE_SECONDS = 2.0
-_PATIENCE_SECONDS = 8.0  # for a room to close its leases, its MLflow run and its Ray
+_PATIENCE_SECONDS = 25.0  # for a room to end its step, save it and close its lease, its MLflow run and its Ray; a pod is given 30 s
 _PR_SET_CHILD_SUBREAPER = 36
 
 

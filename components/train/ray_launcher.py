@@ -1,13 +1,14 @@
 """Ray Train as the launcher of the training loop: a group of workers that is restarted when one is lost. All Ray of this room.
 
-Two notices end a group in order, with a checkpoint after the step at hand: Ray's of a node that will be taken away, after which a new
-group goes on elsewhere, and a TERM of this process, after which the same command goes on. Lost workers are given no notice: the new
-group goes on from the last checkpoint.
+Three things end a group in order, with a checkpoint after the step at hand: Ray's notice of a node that will be taken away and room for
+more workers, after which a new group goes on, and a TERM of this process, after which the same command goes on. Lost workers are given no
+notice: the new group goes on from the last checkpoint.
 
 The loop's own checkpoints hold the state; Ray's hold nothing. What rank 0 has to tell comes to the driver through a mailbox, so
 that the driver prints it as its own lines and alone speaks to MLflow.
 """
 
+import math
 import os
 import signal
 import threading
@@ -25,6 +26,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from components.train.growth import Growth
 from sr3_core import config, remote, storage
 from sr3_core.config import Scaling, Stage
 from sr3_core.data.loader import opened
@@ -39,6 +41,10 @@ _POLL_SECONDS = 0.5
 _NOTICE_SECONDS = 2.0  # between two questions to Ray, which wait for every worker
 _WATCH_SECONDS = 1  # between two of Ray's own looks at its nodes
 _PATIENCE_SECONDS = 60.0  # for a step and its checkpoint after a TERM
+_START_SECONDS = 30  # for a group to start: where a node was lost, Ray waits as long for the size that it had (its own default: 60)
+_ROOM_SECONDS = 5.0  # between two looks for room for more workers
+LEAVING = "a node will be taken away"
+GROWING = "there is room for more workers"
 
 Event = tuple[Any, ...]  # ("log", images_seen, metrics) | ("look", images_seen, metrics, PNG or None) | ("about", facts) | ("say", text)
 
@@ -78,26 +84,32 @@ class RayWorker(DistributedWorker):
 class Mailbox:
     """Events from rank 0 to the driver, in order; a fatal error is kept, so that a restarted group ends at once.
 
-    The other way it tells the workers to stop; ``leave`` says that a group ended since a node goes away, ``left`` whether one did.
+    The other way the driver asks the workers to stop, for good (a TERM) or for a larger group. ``leave`` says why a group ended that is to
+    be followed by another one, ``left`` tells it once.
     """
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._fatal: BadInput | Failed | None = None
-        self._stopping = self._left = False
+        self._stopping = self._growing = False
+        self._left = ""
 
     def stop(self) -> None:
         self._stopping = True
 
-    def stopping(self) -> bool:
-        return self._stopping
+    def grow(self) -> None:
+        self._growing = True
 
-    def leave(self) -> None:
-        self._left = True
+    def asked(self) -> tuple[bool, bool]:
+        """Whether to stop for good, whether to stop for a larger group."""
+        return self._stopping, self._growing
 
-    def left(self) -> bool:
-        left, self._left = self._left, False
-        return left
+    def leave(self, why: str) -> None:
+        self._left = why
+
+    def left(self) -> str:
+        left, self._left, self._growing = self._left, "", False
+        return "" if self._stopping else left
 
     def put(self, event: Event) -> None:
         self._events.append(event)
@@ -119,9 +131,9 @@ def fit(job: Job, *, sizes: range, gpu: bool, folder_uri: str, own_ray: bool, on
     What Ray itself keeps is removed at the end: it stands in the working folder with ``own_ray``, else where every node of the cluster
     reaches it, under ``folder_uri``.
 
-    A lost worker restarts the group from the last checkpoint, ``MAX_FAILURES`` times; a node's notice does so as often as it comes. After
-    a TERM it returns as the signal's handler before would have. Raises BadInput and Failed of the loop as they are (they are not tried
-    again), Failed when the restarts are used up, and what ``on_event`` raised when all else went well.
+    A lost worker restarts the group from the last checkpoint, ``MAX_FAILURES`` times; a node's notice, and room for more workers, does so
+    as often as it comes. After a TERM the handler that was there takes over. Raises BadInput and Failed of the loop as they are (they are
+    not tried again), Failed when the restarts are used up, and what ``on_event`` raised when all else went well.
     """
     name, parent = f"ray-{folder_uri.rpartition('/')[2]}", storage.absolute(".") if own_ray else folder_uri
     # on our own node: another may be lost, and the run with it
@@ -130,18 +142,32 @@ def fit(job: Job, *, sizes: range, gpu: bool, folder_uri: str, own_ray: bool, on
     # a Ray of our own has one node and loses it with us: nobody needs the actor that looks for notices
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if own_ray else "1"
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = str(_WATCH_SECONDS)
+    if len(sizes) > 1:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_SECONDS))
+    each = {"CPU": job.threads, **({"GPU": 1} if gpu else {})}
     ended, errors = threading.Event(), list[Exception]()
-    with _ending_in_order(mailbox, ended):
-        follower = threading.Thread(target=follow, args=(mailbox, on_event, ended, errors), name="sr3-mailbox", daemon=True)
+    room = _Room(Growth(sizes[-1], each), mailbox)
+
+    def heard(event: Event) -> None:
+        if event[0] == "about":
+            room.workers = event[1]["world_size"]
+        on_event(event)
+
+    with _ending_in_order(mailbox, ended, on_event):
+        follower = threading.Thread(target=follow, args=(mailbox, heard, ended, errors), name="sr3-mailbox", daemon=True)
         follower.start()
+        if not own_ray and len(sizes) > 1:
+            threading.Thread(target=room.watch, args=(ended,), name="sr3-room", daemon=True).start()
         try:
             going = True
             while going:
                 _remove(storage.join(parent, name), on_event)  # of a run that was killed or has left: Ray would go on with it
-                _trainer(job, mailbox, name=name, parent=parent, sizes=sizes, gpu=gpu, notices=not own_ray).fit()
-                going = ray.get(mailbox.left.remote())
+                room.workers = None
+                _trainer(job, mailbox, name=name, parent=parent, sizes=sizes, each=each, notices=not own_ray).fit()
+                why = ray.get(mailbox.left.remote())
+                going = why != ""
                 if going:
-                    on_event(("say", "a node will be taken away: going on with a new group of workers"))
+                    on_event(("say", f"{why}: going on with a new group of workers"))
         except ray.train.TrainingFailedError as error:
             fatal: BadInput | Failed | None = ray.get(mailbox.fatal.remote())
             if fatal is None:
@@ -157,14 +183,36 @@ def fit(job: Job, *, sizes: range, gpu: bool, folder_uri: str, own_ray: bool, on
         raise errors[0]
 
 
-def _trainer(job: Job, mailbox: Any, *, name: str, parent: str, sizes: range, gpu: bool, notices: bool) -> TorchTrainer:
-    resources = {"CPU": job.threads, **({"GPU": 1} if gpu else {})}
-    workers = sizes[0] if len(sizes) == 1 else (sizes[0], sizes[-1])
+class _Room:
+    """Asks the group to stop when the cluster has room for a larger one; ``workers`` is the group's size, None before it has begun."""
+
+    def __init__(self, growth: Growth, mailbox: Any) -> None:
+        self.workers: int | None = None
+        self._growth, self._mailbox = growth, mailbox
+
+    def watch(self, ended: threading.Event) -> None:
+        """The body of a thread: look until ``ended``."""
+        while not ended.wait(_ROOM_SECONDS):
+            workers = self.workers
+            if workers is None:
+                continue
+            free, total = ray.available_resources(), ray.cluster_resources()
+            if self._growth.due(time.monotonic(), workers=workers, free=free, total=total):
+                ray.get(self._mailbox.grow.remote())
+
+
+def _trainer(job: Job, mailbox: Any, *, name: str, parent: str, sizes: range, each: dict[str, float], notices: bool) -> TorchTrainer:
+    workers, gpu = sizes[0] if len(sizes) == 1 else (sizes[0], sizes[-1]), "GPU" in each
     return TorchTrainer(
         _work,
         train_loop_config={"job": asdict(job), "mailbox": mailbox, "notices": notices},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpu,
+            resources_per_worker=each,
+            elastic_resize_monitor_interval_s=math.inf,  # Ray would end a group without a checkpoint to enlarge it
+        ),
         run_config=RunConfig(
             name=name,
             **ray_storage(parent),
@@ -175,7 +223,7 @@ def _trainer(job: Job, mailbox: Any, *, name: str, parent: str, sizes: range, gp
 
 
 @contextmanager
-def _ending_in_order(mailbox: Any, ended: threading.Event) -> Generator[None, None, None]:
+def _ending_in_order(mailbox: Any, ended: threading.Event, on_event: Callable[[Event], None]) -> Generator[None, None, None]:
     """For the block, a TERM lets the workers end in order; then, or after a second one, it does what it did before."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -190,6 +238,7 @@ def _ending_in_order(mailbox: Any, ended: threading.Event) -> Generator[None, No
     def pass_on() -> None:
         while not ended.is_set():
             if came.wait(_POLL_SECONDS):
+                on_event(("say", "TERM: ending after this step, with a checkpoint; the same command goes on from there"))
                 ray.get(mailbox.stop.remote())
                 if not ended.wait(_PATIENCE_SECONDS):
                     os.kill(os.getpid(), signal.SIGTERM)
@@ -230,13 +279,16 @@ def _work(given: dict[str, Any]) -> None:
     stage = config.parse(Stage, job.stage)
     if stage.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    asked, over = threading.Event(), threading.Event()
+    asked, growing, over = threading.Event(), threading.Event(), threading.Event()
     device = get_device()
     worker = RayWorker(device, stop=asked.is_set, notices=given["notices"])
 
     def listen() -> None:
         while not over.wait(_POLL_SECONDS):
-            if ray.get(mailbox.stopping.remote()):
+            for_good, for_more = ray.get(mailbox.asked.remote())
+            if for_more:
+                growing.set()
+            if for_good or for_more:
                 asked.set()
                 return
 
@@ -259,7 +311,7 @@ def _work(given: dict[str, Any]) -> None:
                 degradation=shards.data.degradation,
                 tell=lambda images_seen, metrics, picture: tell("look", images_seen, metrics, picture),
             )
-        train(
+        state = train(
             stage,
             None,
             batches=batches,
@@ -269,8 +321,8 @@ def _work(given: dict[str, Any]) -> None:
             log=lambda images_seen, metrics: tell("log", images_seen, metrics),
             say=lambda text: tell("say", text),
         )
-        if worker.noticed and worker.rank == 0:
-            ray.get(mailbox.leave.remote())
+        if worker.rank == 0 and state.images_seen < stage.training.images and (worker.noticed or growing.is_set()):
+            ray.get(mailbox.leave.remote(LEAVING if worker.noticed else GROWING))
     except (BadInput, Failed) as error:
         ray.get(mailbox.fail.remote(error))
         raise

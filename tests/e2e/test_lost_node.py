@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,22 @@ pytestmark = pytest.mark.timeout(900)
 
 # no checkpoint before the last but those of a notice: what is resumed from tells which it was
 TRAINING = {
-    "images": 1440, "global_batch": 12, "micro_batch": 2, "checkpoint_images": 1440, "log_images": 12, "reduce_dtype": "float64",
+    "images": 480, "global_batch": 12, "micro_batch": 2, "checkpoint_images": 480, "log_images": 12, "reduce_dtype": "float64",
 }  # fmt: skip
 
 
 @pytest.fixture
-def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def short_folder() -> Iterator[Path]:
+    """A folder for Ray: below it a socket's path stays within 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="sr3-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def three_nodes(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head and two more raylets of one CPU each."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("RAY_TMPDIR", str(short_folder))  # else the address of this head would pass for that of the user's cluster
     from components import cluster
 
     cluster.quieten()
@@ -85,21 +94,21 @@ def stage() -> Stage:
 
 def seen(line: str) -> int:
     """Images seen by a progress line."""
-    return int(line.partition("/1440 images")[0].rpartition(" ")[2])
+    return int(line.partition("/480 images")[0].rpartition(" ")[2])
 
 
 def test_training_goes_on_with_the_nodes_that_are_left(tmp_path: Path, shards: ShardSet, three_nodes: Any, room: Run) -> None:
-    room.until(lambda line: "/1440 images" in line and seen(line) >= 12)
+    room.until(lambda line: "/480 images" in line and seen(line) >= 12)
     announced, lost = three_nodes.worker_nodes
     drain = ["drain-node", "--address", three_nodes.address, "--node-id", announced.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     subprocess.run([str(BIN / "ray"), *drain, "--reason-message", "test", "--deadline-remaining-seconds", "600"], check=True, timeout=60)
     resumed = room.until(lambda line: "resuming at" in line)
     position = int(resumed.split("resuming at ")[1].split()[0])
-    before = max(seen(line) for line in room.lines if "/1440 images" in line)
-    assert 0 < before == position < 1440, "a step was lost, or the notice did nothing"
+    before = max(seen(line) for line in room.lines if "/480 images" in line)
+    assert 0 < before == position < 480, "a step was lost, or the notice did nothing"
     assert "world_size 3 -> 2" in room.until(lambda line: "another environment" in line)
 
-    room.until(lambda line: "/1440 images" in line and seen(line) > position)
+    room.until(lambda line: "/480 images" in line and seen(line) > position)
     three_nodes.remove_node(lost, allow_graceful=False)
     again = room.until(lambda line: "resuming at" in line)
     assert f"resuming at {position} of" in again  # nobody announced it
@@ -109,6 +118,6 @@ def test_training_goes_on_with_the_nodes_that_are_left(tmp_path: Path, shards: S
     alone = CheckpointStore(str(tmp_path / "alone"), keep=1, say=print)
     torch.set_num_threads(1)
     train(stage(), shards, worker=LocalWorker(), checkpoints=alone, log=lambda at, line: None, say=print)
-    (manifest,) = (tmp_path / "root").glob("train/*/*/checkpoints/000000001440/state.json")
-    there, here = (json.loads(text) for text in (manifest.read_text(), storage.read_bytes(f"{alone.uri}/000000001440/state.json")))
+    (manifest,) = (tmp_path / "root").glob("train/*/*/checkpoints/000000000480/state.json")
+    there, here = (json.loads(text) for text in (manifest.read_text(), storage.read_bytes(f"{alone.uri}/000000000480/state.json")))
     assert there["logged"]["loss"] == pytest.approx(here["logged"]["loss"], rel=1e-4)

@@ -1,0 +1,33 @@
+"""When a group of workers that may be larger should make room for a larger one. Knows no Ray: it is shown resources and the time."""
+
+from collections.abc import Mapping
+
+SETTLED_SECONDS = 25.0  # Ray Train looks for new nodes every 20 s: a group started before that would be as small as the last
+
+
+class Growth:
+    """Watches for resources for one worker more than there are, up to ``most`` workers of ``each`` ({"CPU": 2, "GPU": 1}) resources."""
+
+    def __init__(self, most: int, each: Mapping[str, float]) -> None:
+        self._most, self._each = most, dict(each)
+        self._since: float | None = None
+        self._tried: Mapping[str, float] | None = None
+
+    def due(self, now: float, *, workers: int, free: Mapping[str, float], total: Mapping[str, float]) -> bool:
+        """Whether ``workers`` are to stop for a larger group: at ``now`` (seconds) they have run beside room for ``SETTLED_SECONDS``.
+
+        ``free`` and ``total`` are the cluster's resources by name. Yes once for each ``total``: what is free may lie in pieces, each on
+        another node and too small for a worker, and then the next group is no larger.
+        """
+        whole = {name: total.get(name, 0) for name in self._each}
+        fits = workers < self._most and all(free.get(name, 0) >= amount for name, amount in self._each.items())
+        running = all(whole[name] - free.get(name, 0) >= workers * amount for name, amount in self._each.items())
+        if not fits or not running or whole == self._tried:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = now
+        if now - self._since < SETTLED_SECONDS:
+            return False
+        self._since, self._tried = None, whole
+        return True

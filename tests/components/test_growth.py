@@ -1,0 +1,37 @@
+"""When a group of workers makes room for a larger one: only for room that lasts, beside a group that runs, once for each cluster."""
+
+from components.train.growth import SETTLED_SECONDS, Growth
+
+EACH = {"CPU": 2.0}
+LATER = SETTLED_SECONDS + 1
+
+
+def due(growth: Growth, now: float, *, workers: int = 1, free: float = 2, total: float = 4) -> bool:
+    return growth.due(now, workers=workers, free={"CPU": free, "memory": 1e9}, total={"CPU": total, "memory": 2e9})
+
+
+def test_room_that_lasts_is_used_once() -> None:
+    growth = Growth(3, EACH)
+    assert [due(growth, now) for now in (0, SETTLED_SECONDS - 1, SETTLED_SECONDS, SETTLED_SECONDS + 1, 10 * LATER)] == [
+        False, False, True, False, False,
+    ]  # fmt: skip
+    assert not due(growth, 11 * LATER, workers=2, free=2, total=6) and due(growth, 12 * LATER, workers=2, free=2, total=6)  # another node
+
+
+def test_room_that_goes_away_again_counts_from_its_return() -> None:
+    growth = Growth(2, EACH)
+    assert not due(growth, 0) and not due(growth, 10, free=1) and not due(growth, 20)
+    assert not due(growth, SETTLED_SECONDS + 10) and due(growth, 20 + SETTLED_SECONDS)
+
+
+def test_no_room_no_need_and_no_running_group_are_not_due() -> None:
+    for changes in ({"free": 1.0}, {"workers": 3}, {"free": 4.0}, {"total": 2.0, "free": 2.0}):
+        growth = Growth(3, EACH)
+        assert not due(growth, 0, **changes) and not due(growth, LATER, **changes), changes
+
+
+def test_every_resource_of_a_worker_must_be_free() -> None:
+    growth = Growth(2, {"CPU": 1, "GPU": 1})
+    total = {"CPU": 8.0, "GPU": 2.0}
+    assert not any(growth.due(now, workers=1, free={"CPU": 7.0}, total=total) for now in (0, LATER))
+    assert [growth.due(now, workers=1, free={"CPU": 7.0, "GPU": 1.0}, total=total) for now in (2 * LATER, 3 * LATER)] == [False, True]
