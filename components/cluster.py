@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 
 PROJECT = Path(__file__).resolve().parent.parent
 LOCK = "infra/images/requirements.lock"
+KUBERNETES = "kubernetes://"  # kubernetes://NAMESPACE: a Ray cluster for this room alone, by KubeRay
+ADDRESSES = "HOST:PORT of a head, http://HOST:8265 for a submitted job, kubernetes://NAMESPACE for a cluster of its own, or none"
 CODE_HASH_VARIABLE = "SR3_CODE_HASH"
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un on Linux
 _SOCKET_BELOW_TEMP = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
@@ -73,20 +75,20 @@ def resolve(ray_address: str) -> str:
     """
     address = ray_address or os.environ.get("RAY_ADDRESS", "")
     if address.startswith("ray://"):
-        raise BadInput(
-            f"ray address {address}", "HOST:PORT of a head, http://HOST:8265 for a submitted job, or none", "use the job address"
-        )
+        raise BadInput(f"ray address {address}", ADDRESSES, "use the job address")
     return address
 
 
 def is_job_address(address: str) -> bool:
-    """Whether the room's entry is to be submitted there as a job instead of running here."""
-    return address.startswith(("http://", "https://"))
+    """Whether the room's entry is to be submitted there as a job instead of running here: to a Ray, or to one made for it."""
+    return address.startswith(("http://", "https://", KUBERNETES))
 
 
 def check(ray_address: str) -> None:
     """What can be known before any work: an address answers (a job address as Ray does), a local Ray's socket paths fit; else BadInput."""
     address = resolve(ray_address)
+    if address.startswith(KUBERNETES):
+        return  # asked when the cluster is made: the recipe's settings belong to it
     if is_job_address(address):
         _check_job_server(address)
     elif not address:
@@ -305,7 +307,7 @@ def _check_answers(address: str) -> None:
     except ValueError:
         host, port = None, None
     if not host or not port:
-        raise BadInput(f"ray address {address!r}", "HOST:PORT of a head, http://HOST:8265 for a submitted job, or none", "mend the address")
+        raise BadInput(f"ray address {address!r}", ADDRESSES, "mend the address")
     try:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:

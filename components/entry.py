@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sr3_core import processes, storage
@@ -24,6 +24,8 @@ from sr3_core.progress import say
 PARENT = "SR3_PARENT"  # set by `sr3 run`: identity of the process whose end ends the rooms (a shell stands between them)
 _PACKAGES = ("pipeline", "components", "sr3_core")
 _WATCH_SECONDS = 0.5
+_LAST_WORD_SECONDS = 8.0  # for what is to be ended elsewhere, once the one who started the room is gone
+_last_words: list[Callable[[], None]] = []
 RECEIPT_BYTES = 8 * 1024 * 1024  # an artifact is carried whole to each consumer and to the browser
 
 
@@ -104,6 +106,17 @@ def watch_parent() -> None:
         threading.Thread(target=_watch, args=(parent,), name="sr3-orphan-watch", daemon=True).start()
 
 
+@contextlib.contextmanager
+def when_orphaned(act: Callable[[], None]) -> Iterator[None]:
+    """Within the block ``act`` is called, for some seconds at most, before this process ends because the one that started it is gone: what
+    it has going on another machine ends with it."""
+    _last_words.append(act)
+    try:
+        yield
+    finally:
+        _last_words.remove(act)
+
+
 def _terminated(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
@@ -111,6 +124,11 @@ def _terminated(number: int, _frame: object) -> None:
 def _watch(parent: str) -> None:
     while processes.is_alive(parent):
         time.sleep(_WATCH_SECONDS)
+    words = [threading.Thread(target=act, daemon=True) for act in _last_words]
+    for word in words:
+        word.start()
+    for word in words:
+        word.join(_LAST_WORD_SECONDS)
     below = processes.descendants(os.getpid())
     processes.end(below, patience_seconds=0.5)
     os._exit(EXIT_FAILED)

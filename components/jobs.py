@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from components import cluster
+from components import cluster, entry, rayjobs
+from sr3_core import config
+from sr3_core.config import Scaling
 from sr3_core.errors import EXIT_BAD_INPUT, BadInput, Failed
 from sr3_core.progress import say
 
@@ -19,6 +21,20 @@ RETRIES = 5  # after 1, 2, 4, 8 and 16 seconds
 _LOG_RETRIES = 2  # then the status alone is asked for: the log may be lost where the job is not
 _POLL_SECONDS = 1.0
 _BAD_INPUT = "bad input: "
+
+
+def run_elsewhere(address: str, module: str, arguments: Sequence[str], *, fingerprint: str, scaling: Scaling) -> None:
+    """Run ``python -m module arguments`` where ``address`` says: as a job of a Ray that is there, or on one made for it (``kubernetes://``).
+
+    Ends as it ends: see ``submit_and_follow`` and ``rayjobs.run``. Raises BadInput for a credential among the arguments, which a job's
+    parameters would show.
+    """
+    texts = [text.partition("=")[2] if text.startswith("--") else text for text in arguments]
+    config.refuse_secrets({"an argument of the job": [text for text in texts if not text.startswith(("{", "["))]})  # sections are checked
+    if address.startswith(cluster.KUBERNETES):
+        rayjobs.run(address, module, arguments, fingerprint=fingerprint, scaling=scaling)
+    else:
+        submit_and_follow(address, module, arguments, fingerprint=fingerprint)
 
 
 def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fingerprint: str) -> None:
@@ -42,24 +58,26 @@ def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fi
         ) from None
     entrypoint = shlex.join(["python", "-m", module, *arguments])
     alive = [job for job in attempts if not job.status.is_terminal() and job.entrypoint == entrypoint]
-    if alive:
-        job = str(alive[0].submission_id)
-        say("ray", f"following job {job}, which runs already")
-    else:
-        job = client.submit_job(
-            entrypoint=entrypoint,
-            submission_id=f"sr3-{fingerprint}-{len(attempts)}",
-            runtime_env={"env_vars": {cluster.CODE_HASH_VARIABLE: cluster.code_hash()}},
-        )
-        say("ray", f"submitted job {job} to {address}")
-    try:
-        info, bad = _follow(client, job, address)
-    except (KeyboardInterrupt, SystemExit):
+    job = str(alive[0].submission_id) if alive else f"sr3-{fingerprint}-{len(attempts)}"
+
+    def stop() -> None:
         try:
             client.stop_job(job)
-        except Exception as error:  # the interrupt is what ends this process, whatever the client says
+        except Exception as error:  # what ends this process is not to be held up, whatever the client says
             say("ray", f"could not stop job {job} at {address} ({cluster.last_line(error)})")
-        raise
+
+    with entry.when_orphaned(stop):
+        try:
+            if alive:
+                say("ray", f"following job {job}, which runs already")
+            else:
+                environment = {"env_vars": {cluster.CODE_HASH_VARIABLE: cluster.code_hash()}}
+                client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
+                say("ray", f"submitted job {job} to {address}")
+            info, bad = _follow(client, job, address)
+        except (KeyboardInterrupt, SystemExit):
+            stop()
+            raise
     if info.status == JobStatus.SUCCEEDED:
         return
     if info.driver_exit_code == EXIT_BAD_INPUT:

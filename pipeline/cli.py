@@ -48,7 +48,11 @@ def _runtime(command: Any) -> Any:
         click.option(
             "--run-key", default="", help="Name of the run; default: the recipe's name and fingerprint, so the same command goes on."
         ),
-        click.option("--ray-address", default="", help="HOST:PORT of a Ray head, or http://HOST:8265; default: a local Ray."),
+        click.option(
+            "--ray-address",
+            default="",
+            help="HOST:PORT of a Ray head, http://HOST:8265, or kubernetes://NAMESPACE for a new cluster; default: local.",
+        ),
         click.option("--mlflow-uri", default="", help="MLflow tracking server; default: sqlite under root."),
         click.option("--root", default="", help="Folder or fsspec URI for everything the run leaves; default: ./sr3-runs."),
     ):

@@ -3,7 +3,7 @@
 import re
 import shutil
 
-from components import cluster
+from components import cluster, rayjobs
 from sr3_core import config, plugins, storage, tracking
 from sr3_core.errors import BadInput
 from sr3_core.progress import say
@@ -27,6 +27,8 @@ def check(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: str
     storage.check_writable(root)
     check_disk(root)
     cluster.check(ray_address)
+    if ray_address.startswith(cluster.KUBERNETES):
+        rayjobs.check_address(ray_address, recipe.scaling)
     check_source(recipe.data)
     check_plugins(recipe)
     check_labels(recipe)

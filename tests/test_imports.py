@@ -16,6 +16,7 @@ SOURCES = sorted(path for package in ("pipeline", "components", "sr3_core") for 
 SEAMS = {
     "fsspec": ("sr3_core/remote.py",),
     "PIL": ("sr3_core/images/",),
+    "kubernetes": ("components/kubernetes_api.py",),
     "ray": ("components/cluster.py", "components/jobs.py", "components/train/ray_launcher.py"),
     "mlflow": ("sr3_core/tracking/", "components/export/"),
     "kfp": (
@@ -158,7 +159,7 @@ FRESH = {
     ),
     "sr3_core.artifacts.shardset, sr3_core.artifacts.report, sr3_core.data.shards, sr3_core.data.order": ("torch", "ray", "mlflow"),
     "sr3_core.data.sources.folder, sr3_core.data.sources.sample_photos": ("torch", "ray", "mlflow"),
-    "components.entry, components.cluster, components.jobs, components.prepare.main": ("torch", "ray", "mlflow"),
+    "components.entry, components.cluster, components.jobs, components.prepare.main": ("torch", "ray", "mlflow", "kubernetes"),
     "components.export.main": ("mlflow", "ray"),
     "components.train.main, components.evaluate.main": ("ray", "mlflow"),
 }

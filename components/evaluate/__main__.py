@@ -26,7 +26,11 @@ Example:
 @click.option("--mlflow-uri", default="", help="MLflow tracking URI; by default sqlite below a local root.")
 @click.option("--mlflow-run-id", default="", help="MLflow run to log under; by default the run stands alone.")
 @click.option("--run-key", default="evaluate", show_default=True, help="Name of the run that logs and errors are kept under.")
-@click.option("--ray-address", default="", help="HOST:PORT of a Ray head, http://HOST:8265 for a submitted job; by default a local Ray.")
+@click.option(
+    "--ray-address",
+    default="",
+    help="HOST:PORT of a Ray head, http://HOST:8265 for a submitted job, kubernetes://NAMESPACE for a cluster of its own; else local.",
+)
 def main(recipe: str, overrides: tuple[str, ...], section: str, folders: tuple[str, ...], **given: str) -> None:
     from components import entry
     from components.evaluate import main as room

@@ -14,7 +14,7 @@ import numpy as np
 from components import cluster
 from components.evaluate import plan, verdict, work
 from components.evaluate.plan import Draw, Job, Setting
-from components.jobs import submit_and_follow
+from components.jobs import run_elsewhere
 from sr3_core import config, images, labels, storage, tracking
 from sr3_core.artifacts import bundle, report, report_figures, report_page
 from sr3_core.artifacts.bundle import ModelBundle, handed_on, handed_on_json
@@ -80,7 +80,8 @@ def run(
         given = {"section": section, "scaling": scaling, "shards_uri": storage.absolute(shards_uri), "shards_sha256": shards_sha256}
         place = {"root": root, "mlflow_uri": mlflow_uri, "run_key": run_key, "mlflow_run_id": mlflow_run_id}
         place["bundles"] = handed_on_json(handed)
-        submit_and_follow(address, "components.evaluate", _arguments({**given, **place}), fingerprint=fingerprint)
+        scale, arguments = config.parse(Scaling, scaling), _arguments({**given, **place})
+        run_elsewhere(address, "components.evaluate", arguments, fingerprint=fingerprint, scaling=scale)
         return _result(EvalReport.open(folder))
     with tracking.child(mlflow_uri, mlflow_run_id or None, ROOM, fingerprint) as tracker:
         if done is None:

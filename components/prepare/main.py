@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from components import cluster
-from components.jobs import submit_and_follow
+from components.jobs import run_elsewhere
 from sr3_core import config, storage, tracking
 from sr3_core.artifacts.lease import lease
 from sr3_core.artifacts.shardset import MANIFEST, NEAR_DUPLICATES, REJECTED, SCHEMA_VERSION, ShardSet
@@ -48,7 +48,7 @@ def run(
         place = {"root": root, "mlflow_uri": mlflow_uri, "run_key": run_key, "recipe_name": recipe_name}
         arguments = {"section": data.canonical_json(), "scaling": scale.canonical_json(), **place}
         given = [text for name, value in arguments.items() for text in (f"--{name.replace('_', '-')}", value)]
-        submit_and_follow(address, "components.prepare", given, fingerprint=mark)
+        run_elsewhere(address, "components.prepare", given, fingerprint=mark, scaling=scale)
         made = ShardSet.open(uri)
         return PrepareResult(made.uri, made.manifest_sha256, parent)
     with tracking.child(mlflow_uri, parent, ROOM, mark) as tracker:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components import cluster
-from components.jobs import submit_and_follow
+from components.jobs import run_elsewhere
 from sr3_core import config, plugins, storage, tracking
 from sr3_core.artifacts import bundle
 from sr3_core.artifacts.bundle import ModelBundle
@@ -75,7 +75,7 @@ def run(
         arguments = {"section": stage.canonical_json(), "scaling": scale.canonical_json(), "shards-uri": shards.uri, "root": root}
         arguments |= {"shards-sha256": shards_sha256, "mlflow-uri": mlflow_uri, "run-key": run_key, "mlflow-run-id": mlflow_run_id}
         given = [f"--{name}={value}" for name, value in arguments.items()]
-        submit_and_follow(address, "components.train", given, fingerprint=mark)
+        run_elsewhere(address, "components.train", given, fingerprint=mark, scaling=scale)
         return TrainResult(place, ModelBundle.verify(place))
     with tracking.child(mlflow_uri, mlflow_run_id, task, mark) as tracker:
         tracker.log_params({"stage": stage.model_dump(mode="json"), "scaling": scale.model_dump(mode="json"), "shards": shards.uri})

@@ -1,6 +1,9 @@
 """components/cluster.py on a real Ray head: which Ray is chosen, tasks with retries; each refusal is one clear line."""
 
+import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,50 @@ def test_an_address_that_is_no_ray(address: str) -> None:
         pass
     with pytest.raises(BadInput):
         cluster.check(address)
+
+
+class _Other(BaseHTTPRequestHandler):
+    """Some other server: a page on everything, or JSON that is not Ray's."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"[]" if self.path.startswith("/json") else b"<html>hello</html>")
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.mark.parametrize("path", ["", "/json"])
+def test_a_server_that_is_no_ray(path: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(BadInput) as refused:
+            cluster.check(f"http://127.0.0.1:{server.server_port}{path}")
+        server.shutdown()
+    assert "is not Ray; allowed: the dashboard address of a Ray head; do: check the port" in str(refused.value)
+
+
+def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(BadInput) as refused:
+        cluster.check(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert "does not answer (timed out)" in str(refused.value) and "check it and that the head runs" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("ray://127.0.0.1:10001", "do: use the job address"),
+        ("http://127.0.0.1:1", "does not answer"),
+        ("127.0.0.1:1", "check the address, or leave it out for a local Ray"),
+        ("nowhere", "HOST:PORT of a head"),
+    ],
+)
+def test_an_address_says_what_to_check(address: str, says: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        cluster.check(address)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])

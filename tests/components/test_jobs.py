@@ -1,9 +1,11 @@
 """components/jobs.py on a real Ray head: a job is followed to its end, also through a connection that breaks."""
 
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from components import jobs
+from sr3_core import config
 from sr3_core.errors import BadInput
 from tests.conftest import RayHead, free_port
 
@@ -78,16 +81,51 @@ def way(ray_head: RayHead) -> Iterator[Way]:
 ENTRY = "import time; from pathlib import Path; print('begun', flush=True)\nwhile not Path({marker!r}).exists(): time.sleep(0.2)"
 
 
-def followed(way: Way, marker: Path, fingerprint: str, *, retries: int) -> subprocess.Popen[str]:
-    """The submitter of a job that prints, waits for ``marker`` and prints again; its log has begun."""
+def followed(way: Way, marker: Path, fingerprint: str, *, retries: int, through: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """The submitter of a job that prints, waits for ``marker`` and prints again; its log has begun. ``through``: what starts it."""
     follow = f"jobs.submit_and_follow(sys.argv[1], 'timeit', sys.argv[2:], fingerprint={fingerprint!r})"
-    submit = f"import sys; from components import jobs; jobs.RETRIES = {retries}; {follow}"
+    guard = f"entry.guard('train-x', root={str(marker.parent)!r}, run_key='key')"
+    submit = f"import sys; from components import entry, jobs; jobs.RETRIES = {retries}\nwith {guard}:\n    {follow}"
     arguments = ["--number=1", "--repeat=1", f"--setup={ENTRY.format(marker=str(marker))}", "print('done')"]
-    command = [sys.executable, "-c", submit, f"http://127.0.0.1:{way.port}", *arguments]
+    command = [*through, sys.executable, "-c", submit, f"http://127.0.0.1:{way.port}", *arguments]
     submitter = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert submitter.stdout is not None
     assert any(line == "begun\n" for line in submitter.stdout)
     return submitter
+
+
+def ended(ray_head: RayHead, job: str) -> str:
+    """The job's state once it has ended."""
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(ray_head.jobs)
+    deadline = time.monotonic() + 60
+    while not (status := client.get_job_status(job)).is_terminal():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return str(status.value)
+
+
+def test_term_stops_the_job(way: Way, ray_head: RayHead, tmp_path: Path) -> None:
+    submitter = followed(way, tmp_path / "marker", "term", retries=jobs.RETRIES)
+    submitter.send_signal(signal.SIGTERM)
+    assert submitter.wait(60) == 128 + signal.SIGTERM
+    assert ended(ray_head, "sr3-term-0") == "STOPPED"
+
+
+def test_the_end_of_the_one_who_started_the_room_stops_the_job(way: Way, ray_head: RayHead, tmp_path: Path) -> None:
+    """Kubernetes ends a task's launcher; the room below it may never hear of it."""
+    launcher = followed(way, tmp_path / "marker", "orphan", retries=jobs.RETRIES, through=("sh", "-c", '"$@" & wait', "sh"))
+    launcher.kill()
+    assert ended(ray_head, "sr3-orphan-0") == "STOPPED"
+
+
+def test_a_credential_is_not_made_a_parameter_of_a_job() -> None:
+    given = ["--section={}", "--mlflow-uri=https://me:hunter2@mlflow.example"]
+    for arguments in (given, ["--section", "{}", "--mlflow-uri", "https://me:hunter2@mlflow.example"]):
+        with pytest.raises(BadInput, match="credential") as refused:
+            jobs.run_elsewhere("http://127.0.0.1:1", "components.train", arguments, fingerprint="test", scaling=config.Scaling())
+        assert "hunter2" not in str(refused.value)
 
 
 def test_a_broken_connection_is_made_again(way: Way, tmp_path: Path) -> None:
@@ -105,9 +143,9 @@ def test_a_broken_connection_is_made_again(way: Way, tmp_path: Path) -> None:
 def test_a_job_out_of_reach_goes_on_and_is_found_again(way: Way, tmp_path: Path) -> None:
     submitter = followed(way, tmp_path / "marker", "lost", retries=1)
     way.cut()
-    _, errors = submitter.communicate(timeout=120)
+    said, errors = submitter.communicate(timeout=120)
     assert submitter.returncode == 1
-    assert "it was not stopped and goes on: the same command follows it again" in errors.splitlines()[-1]
+    assert "it was not stopped and goes on: the same command follows it again" in said.splitlines()[-1], errors
     way.mend()
     again = followed(way, tmp_path / "marker", "lost", retries=1)
     (tmp_path / "marker").touch()

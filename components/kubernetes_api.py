@@ -1,0 +1,193 @@
+"""RayJobs and pods of one namespace through the Kubernetes client; what the server refuses becomes one line that says what to check.
+
+The client is imported here alone, and only inside functions.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+from components import cluster
+from components.rayjob_manifest import FINGERPRINT_LABEL, GROUP, PLURAL, VERSION
+from sr3_core.errors import BadInput, Failed
+from sr3_core.progress import say
+
+Result = TypeVar("Result")
+
+RETRIES = 5  # of a server that fails or does not answer: after 1, 2, 4, 8 and 16 seconds
+WATCH_SECONDS = 10  # of one watch, by the server's clock; between two of them the pods are looked at
+SLACK_SECONDS = 5.0  # that the server may take longer
+_TIMES: dict[str, Any] = {"_request_timeout": (10.0, 30.0)}  # to connect, to answer; seconds
+
+
+class OutOfReach(Exception):
+    """The API server did not answer, or not with anything that could be used, for RETRIES tries."""
+
+
+class Api:
+    """RayJobs and pods of one namespace through the real client; errors of the server become one line each."""
+
+    def __init__(self, namespace: str) -> None:
+        from kubernetes import client, config
+        from kubernetes.config.config_exception import ConfigException
+
+        self.namespace, self._blind = namespace, False
+        settings = client.Configuration()
+        try:
+            if os.environ.get("KUBERNETES_SERVICE_HOST"):
+                config.load_incluster_config(client_configuration=settings)
+            else:
+                config.load_kube_config(config_file=os.environ.get("KUBECONFIG") or None, client_configuration=settings)
+        except (ConfigException, OSError, ValueError, TypeError) as error:
+            got = f"no credentials for Kubernetes ({cluster.last_line(error)})"
+            raise BadInput(got, "a pod's service account, or a kubeconfig", "run in the cluster, or set KUBECONFIG") from None
+        settings.retries = False  # counted here
+        connection = client.ApiClient(settings)
+        self.core, self._custom = client.CoreV1Api(connection), client.CustomObjectsApi(connection)
+        self._place = {"group": GROUP, "version": VERSION, "namespace": namespace, "plural": PLURAL}
+
+    def attempts(self, fingerprint: str) -> list[dict[str, Any]]:
+        chosen = f"{FINGERPRINT_LABEL}={fingerprint}"
+        found = self._ask("list", lambda: self._custom.list_namespaced_custom_object(**self._place, label_selector=chosen, **_TIMES))
+        return [job for job in found["items"] if job["metadata"].get("labels", {}).get(FINGERPRINT_LABEL) == fingerprint]
+
+    def create(self, body: dict[str, Any]) -> bool:
+        """Create the RayJob; False when one of its name is there."""
+        from kubernetes.client import ApiException
+
+        def make() -> bool:
+            try:
+                self._custom.create_namespaced_custom_object(**self._place, body=body, **_TIMES)
+            except ApiException as error:
+                if error.status == 409:
+                    return False
+                raise
+            return True
+
+        return self._ask("create", make)
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """The RayJob, or None when it is gone."""
+        from kubernetes.client import ApiException
+
+        def read() -> dict[str, Any] | None:
+            try:
+                return dict(self._custom.get_namespaced_custom_object(**self._place, name=name, **_TIMES))
+            except ApiException as error:
+                if error.status == 404:
+                    return None
+                raise
+
+        return self._ask("get", read)
+
+    def delete(self, name: str) -> None:
+        """Remove the RayJob, and with it (KubeRay owns them by it) its cluster and its submitter. Says so when that cannot be done."""
+        from kubernetes.client import ApiException
+
+        def remove() -> None:
+            with contextlib.suppress(ApiException):
+                self._custom.delete_namespaced_custom_object(**self._place, name=name, propagation_policy="Background", **_TIMES)
+                return
+            if self.get(name) is not None:
+                self._custom.delete_namespaced_custom_object(**self._place, name=name, propagation_policy="Background", **_TIMES)
+
+        try:
+            self._ask("delete", remove)
+        except (BadInput, Failed, OutOfReach) as error:
+            say(
+                "ray", f"could not remove RayJob {name} in {self.namespace} ({error}); do: kubectl -n {self.namespace} delete rayjob {name}"
+            )
+
+    def watch(self, name: str) -> Iterator[dict[str, Any] | None]:
+        """The RayJob as it is and at each change, for WATCH_SECONDS or until the connection breaks; None when it is gone."""
+        import urllib3
+        from kubernetes import watch
+        from kubernetes.client import ApiException
+
+        yield self.get(name)
+        times = {"timeout_seconds": WATCH_SECONDS, "_request_timeout": (10.0, WATCH_SECONDS + SLACK_SECONDS)}
+        chosen = f"metadata.name={name}"
+        stream = watch.Watch().stream(self._custom.list_namespaced_custom_object, **self._place, field_selector=chosen, **times)
+        try:
+            with contextlib.closing(stream):
+                for event in stream:
+                    job = event["object"]
+                    if job["metadata"]["name"] == name:
+                        yield None if event["type"] == "DELETED" else job
+        except ApiException as error:
+            if error.status in (401, 403):
+                _explain(error, "watch", self.namespace)
+            time.sleep(1)  # asked for by itself next
+        except (urllib3.exceptions.HTTPError, OSError, ValueError):
+            time.sleep(1)
+
+    def pods(self, label: str) -> list[Any]:
+        """The pods with ``label`` (name=value); none, said once, where they cannot be listed."""
+        try:
+            return list(self._ask("list pods", lambda: self.core.list_namespaced_pod(self.namespace, label_selector=label, **_TIMES)).items)
+        except (BadInput, Failed) as error:
+            if not self._blind:
+                say("ray", f"cannot tell why pods do not start: {error}")
+            self._blind = True
+            return []
+
+    def _ask(self, verb: str, question: Callable[[], Result]) -> Result:
+        """What ``question`` answers; tried again when the server fails or does not answer, explained when it refuses."""
+        import urllib3
+        from kubernetes.client import ApiException
+
+        for tries in range(RETRIES + 1):
+            try:
+                return question()
+            except ApiException as error:
+                if error.status not in (0, 408, 429) and error.status < 500:
+                    _explain(error, verb, self.namespace)
+                lost: Exception = error
+                reason = f"{error.status} {_message(error)}"
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                lost, reason = error, cluster.last_line(error)
+            if tries == RETRIES:
+                raise OutOfReach(reason) from lost
+            if tries == 0:
+                say("ray", f"the API server does not serve ({reason}), trying again")
+            time.sleep(2**tries)
+        raise AssertionError("the last try returns or raises")
+
+
+def _message(error: Any) -> str:
+    """What the API server says, in one line."""
+    try:
+        text = json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        text = error.reason or ""
+    return " ".join(str(text).split())[:500]
+
+
+def quota(namespace: str, message: str) -> BadInput:
+    do = f"ask for less in scaling, wait, or raise the quota: kubectl -n {namespace} describe quota"
+    return BadInput(f"quota exceeded in {namespace} ({message})", "what the namespace's ResourceQuota leaves", do)
+
+
+def _explain(error: Any, verb: str, namespace: str) -> NoReturn:
+    """Raise the one line that an answer of the API server comes to."""
+    message = _message(error)
+    if error.status == 401:
+        raise BadInput(f"Kubernetes does not know these credentials (401 {message})", "a valid login", "log in, or check KUBECONFIG")
+    if error.status == 403 and "exceeded quota" in message:
+        raise quota(namespace, message)
+    if error.status == 403:
+        what = verb if " " in verb else f"{verb} rayjobs.ray.io"
+        do = f"have a Role with it bound to this service account: kubectl auth can-i {what} -n {namespace}"
+        raise BadInput(f"no right to {what} in {namespace} (403 {message})", "that right", do)
+    if error.status == 404 and "namespaces" in message:
+        raise BadInput(f"no namespace {namespace} ({message})", "a namespace that is there", f"kubectl create namespace {namespace}")
+    if error.status == 404:
+        raise BadInput(f"this cluster knows no RayJobs (404 {message})", "a cluster with KubeRay", "install the KubeRay operator")
+    if error.status in (400, 422):
+        raise BadInput(
+            f"the cluster refuses the RayJob ({error.status} {message})", "what its KubeRay and policies take", "mend what it names"
+        )
+    raise Failed(f"Kubernetes refused to {verb} ({error.status} {message})")

@@ -1,0 +1,198 @@
+"""A room as a RayJob: a Ray cluster of the run's own at ``kubernetes://NAMESPACE``, created, followed, ended and removed.
+
+The state comes by watching the RayJob, the log from the pod that KubeRay submits the job with: both through the API server, so that rights
+in one namespace are all it takes and the follower may stand anywhere. Some tries stand between a lost API server and the end of the
+follower; the RayJob then goes on and is found again.
+"""
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from components import cluster, entry
+from components.kubernetes_api import Api, OutOfReach, quota
+from components.rayjob_log import SUBMITTER_LABEL, Log
+from components.rayjob_manifest import manifest
+from sr3_core.config import Scaling
+from sr3_core.errors import EXIT_BAD_INPUT, BadInput, Failed
+from sr3_core.progress import say
+
+IMAGE_VARIABLE = "SR3_IMAGE"
+STUCK_SECONDS = 60.0  # how long a pod may fail to start for a reason that rarely mends itself
+_STUCK = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
+_EXIT_CODE = re.compile(r"failed with exit code (\d+)")
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_ATTEMPTS = 20  # of one fingerprint that may be there at once
+_NAMED = ("SR3_PROGRESS_SECONDS",)  # of this process's environment, kept in the cluster
+
+
+def run(address: str, module: str, arguments: Sequence[str], *, fingerprint: str, scaling: Scaling) -> None:
+    """Run ``python -m module arguments`` on a Ray cluster made for it, print its log, end as it ends; the cluster is gone then.
+
+    The RayJob's name is ``sr3-<fingerprint>-<attempt>``: a retried caller follows the attempt that is still there. Raises BadInput for
+    what the cluster refuses and when the job ends with exit code 2, Failed when it ends otherwise or the API server stays out of reach:
+    the RayJob then goes on. An interrupt or TERM of the caller, or the end of the one who started it, removes the RayJob.
+    """
+    image = image_of(module.rpartition(".")[2])
+    api = Api(namespace(address, scaling))
+    held: list[str] = []  # the RayJob that is this caller's to remove
+    log: Log | None = None
+
+    def end() -> None:
+        for name in held:
+            api.delete(name)
+
+    with entry.when_orphaned(end):
+        try:
+            name = _attempt(api, held, module, arguments, fingerprint=fingerprint, image=image, scaling=scaling)
+            log = Log(api.core, api.namespace, name)
+            log.start()
+            status = _follow(api, name, image)
+            log.end()
+        except OutOfReach as error:
+            lost = f"Kubernetes at {address} is out of reach ({error})"
+            left = f"; RayJob {held[0]} goes on: the same command follows it again" if held else "; check the cluster"
+            held.clear()
+            raise Failed(lost + left) from None
+        finally:
+            if log is not None:
+                log.stop()
+            end()
+    _close(name, api.namespace, status, log)
+
+
+def image_of(room: str) -> str:
+    """The image of the cluster's pods: SR3_IMAGE, in which {room} stands for the room; in a pipeline's task it is the task's own."""
+    image = os.environ.get(IMAGE_VARIABLE, "").replace("{room}", room)
+    if not image:
+        do = f"set {IMAGE_VARIABLE}, as registry.example/sr3-{{room}}:COMMIT; in a pipeline --images does it"
+        raise BadInput("no image for the Ray cluster's pods", "the rooms' images, by digest or commit", do)
+    return image
+
+
+def check_address(address: str, scaling: Scaling) -> None:
+    """What can be known before any work: image, credentials, namespace, KubeRay and the right to list RayJobs; else BadInput."""
+    image_of("train")
+    try:
+        Api(namespace(address, scaling)).attempts("none")
+    except OutOfReach as error:
+        raise BadInput(f"Kubernetes at {address} does not answer ({error})", "a cluster within reach", "check the kubeconfig") from None
+
+
+def namespace(address: str, scaling: Scaling) -> str:
+    """The namespace of ``kubernetes://NAMESPACE``; of ``kubernetes://`` the recipe's, else that of the pod this runs in."""
+    named = address.removeprefix(cluster.KUBERNETES).strip("/") or scaling.kubernetes.namespace or os.environ.get("POD_NAMESPACE", "")
+    if not _NAMESPACE.fullmatch(named):
+        got = f"ray address {address}" + (f" with namespace {named!r}" if named else " without a namespace")
+        raise BadInput(got, "kubernetes://NAMESPACE, in small letters, digits and -", "name it there or in scaling.kubernetes.namespace")
+    return named
+
+
+def _attempt(api: Api, held: list[str], module: str, arguments: Sequence[str], *, fingerprint: str, image: str, scaling: Scaling) -> str:
+    """The name of the RayJob to follow: one that is there with the same entry and not at its end, else a new one. It is ``held`` then."""
+    variables = {
+        cluster.CODE_HASH_VARIABLE: cluster.code_hash(), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
+        **{name: os.environ[name] for name in _NAMED if name in os.environ},
+    }  # fmt: skip
+    there = {job["metadata"]["name"]: job for job in api.attempts(fingerprint)}
+    owner = _owner(api.namespace)
+    for number in range(_ATTEMPTS):
+        name = f"sr3-{fingerprint}-{number}"
+        body = manifest(
+            name, namespace=api.namespace, module=module, arguments=arguments, fingerprint=fingerprint, image=image, scaling=scaling,
+            variables=variables, owner=owner,
+        )  # fmt: skip
+        if name not in there:
+            held[:] = [name]  # before it is there: a TERM may come in the middle
+            if api.create(body):
+                say("ray", f"created RayJob {name} in {api.namespace}: {scaling.workers} workers of {image}")
+                return name
+            held.clear()
+        job = there.get(name) or api.get(name)  # 409: made by another meanwhile, or by a try of ours whose answer was lost
+        if job is not None and _may_be_followed(job, body):
+            held[:] = [name]
+            say("ray", f"following RayJob {name} in {api.namespace}, which is there already")
+            return name
+    raise Failed(f"conflict (409): {_ATTEMPTS} RayJobs sr3-{fingerprint}-N are there in {api.namespace}; remove those that are done with")
+
+
+def _may_be_followed(job: dict[str, Any], body: dict[str, Any]) -> bool:
+    is_going = not job["metadata"].get("deletionTimestamp") and not _ended(job.get("status", {}))
+    return is_going and job["spec"]["entrypoint"] == body["spec"]["entrypoint"]
+
+
+def _owner(namespace: str) -> tuple[str, str] | None:
+    """Name and uid of the pod this runs in, where it is in ``namespace``: an owner must stand beside what it owns."""
+    name, uid = os.environ.get("POD_NAME", ""), os.environ.get("POD_UID", "")
+    if not name or not uid:
+        return None
+    if os.environ.get("POD_NAMESPACE", namespace) != namespace:
+        say("ray", f"the Ray cluster in {namespace} outlives this pod if it is killed: an owner must be in the same namespace")
+        return None
+    return name, uid
+
+
+def _ended(status: dict[str, Any]) -> bool:
+    return status.get("jobDeploymentStatus") in ("Complete", "Failed", "ValidationFailed")
+
+
+def _follow(api: Api, name: str, image: str) -> dict[str, Any]:
+    """The RayJob's last status. A line for each change of its state; BadInput when its pods cannot start."""
+    said, since, status = "", 0.0, dict[str, Any]()
+    while True:
+        for job in api.watch(name):
+            if job is None or job["metadata"].get("deletionTimestamp"):
+                raise Failed(f"RayJob {name} in {api.namespace} was deleted while it ran")
+            status = job.get("status", {})
+            state = "/".join(filter(None, [status.get("jobDeploymentStatus", "New"), status.get("jobStatus", "")]))
+            if state != said:
+                said = state
+                say("ray", f"RayJob {name}: {state}" + (f" ({status['reason']})" if status.get("reason") else ""))
+            if _ended(status):
+                return status
+        reason = _stuck(api, name, status, image) if said.startswith(("New", "Initializing")) else None
+        since = 0.0 if reason is None else since or time.monotonic()
+        if reason is not None and time.monotonic() - since >= STUCK_SECONDS:
+            raise reason
+
+
+def _stuck(api: Api, name: str, status: dict[str, Any], image: str) -> BadInput | None:
+    """Why the pods do not start, where that is for the user to mend: an image, a Secret, a quota."""
+    for condition in status.get("rayClusterStatus", {}).get("conditions", []):
+        message = str(condition.get("message", ""))
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            if "exceeded quota" in message:
+                return quota(api.namespace, message)
+            return BadInput(f"KubeRay cannot make the pods ({message})", "pods that the namespace admits", "mend what it names")
+    named = status.get("rayClusterName", "")
+    for pod in [*(api.pods(f"ray.io/cluster={named}") if named else []), *api.pods(f"{SUBMITTER_LABEL}={name}")]:
+        for container in pod.status.container_statuses or []:
+            waiting = container.state.waiting if container.state else None
+            if waiting and waiting.reason in _STUCK:
+                detail = f"pod {pod.metadata.name}: {waiting.reason}: {waiting.message or ''}"
+                if waiting.reason == "CreateContainerConfigError":
+                    return BadInput(detail, "Secrets and keys that are there", "check scaling.kubernetes.env_from")
+                return BadInput(f"image {image} cannot be pulled ({detail})", "an image that the nodes may pull", "check name and registry")
+    return None
+
+
+def _close(name: str, namespace: str, status: dict[str, Any], log: Log) -> None:
+    """Return when the job succeeded; else raise what it ended with."""
+    message = str(status.get("message", ""))
+    if status.get("jobStatus") == "SUCCEEDED" and status.get("jobDeploymentStatus") == "Complete":
+        return
+    code = _EXIT_CODE.search(message)
+    if code and int(code[1]) == EXIT_BAD_INPUT:
+        found = [line.partition("bad input: ")[2] for line in message.splitlines() if "bad input: " in line]
+        got, _, rest = (log.bad or (found[-1] if found else "input that the job refused")).partition("; allowed: ")
+        allowed, _, do = rest.partition("; do: ")
+        raise BadInput(got, allowed or "see the log", do or "mend it")
+    if status.get("reason") == "ValidationFailed":
+        raise BadInput(
+            f"KubeRay refuses RayJob {name} ({message})", "what its version takes", "check scaling.kubernetes and KubeRay's version"
+        )
+    state = status["jobStatus"] if status.get("jobStatus") in ("FAILED", "STOPPED") else status["jobDeploymentStatus"]
+    reason = ", ".join(filter(None, [status.get("reason"), f"exit code {code[1]}" if code else " ".join(message.split())[:300]]))
+    raise Failed(f"RayJob {name} in {namespace} ended as {state} ({reason})")

@@ -1,0 +1,38 @@
+"""Published schemas as they are meant: what a schema does not name is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+
+def kuberay(folder: Path, kind: str) -> Any:
+    """A validator of KubeRay's ``kind`` (rayjobs, rayclusters, rayservices) by its published schema in ``folder``."""
+    return jsonschema.Draft202012Validator(_strict(json.loads((folder / f"ray.io_{kind}.v1.json").read_text())))
+
+
+def kfp(folder: Path, definition: str) -> Any:
+    """A validator of a body of KFP's REST interface, as ``v2beta1Run``."""
+    published = json.loads((folder / "kfp.v2beta1.swagger.json").read_text())
+    whole = {"$ref": f"#/definitions/{definition}", "definitions": _strict(published["definitions"], names=True)}
+    return jsonschema.Draft202012Validator(whole)
+
+
+def _strict(schema: Any, *, names: bool = False) -> Any:
+    """``schema`` (with ``names``: a mapping of names to schemas) with unknown keys of objects refused, and Kubernetes' int-or-string said
+    as JSON Schema says it."""
+    if names:
+        return {name: _strict(item) for name, item in schema.items()}
+    if not isinstance(schema, dict):
+        return [_strict(item) for item in schema] if isinstance(schema, list) else schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    made = {
+        key: _strict(value, names=key == "properties") if key not in ("enum", "required", "pattern") else value
+        for key, value in schema.items()
+    }
+    free = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
+    if "properties" in schema and not free:
+        made["additionalProperties"] = False
+    return made
