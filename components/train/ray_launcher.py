@@ -296,7 +296,8 @@ def _work(given: dict[str, Any]) -> None:
         if worker.rank == 0:
             ray.get(mailbox.put.remote(event))
 
-    checkpoints = CheckpointStore(job.checkpoints_uri, keep=stage.training.keep_checkpoints, say=lambda text: tell("say", text))
+    best = 0 if stage.training.watch is None else stage.training.watch.keep_best
+    checkpoints = CheckpointStore(job.checkpoints_uri, keep=stage.training.keep_checkpoints, best=best, say=lambda text: tell("say", text))
     if worker.rank == 0:
         threading.Thread(target=listen, name="sr3-stop", daemon=True).start()
     try:

@@ -100,6 +100,11 @@ class Training(Section):
                 raise ValueError(f"{field} {getattr(self, field)} must be a multiple of global_batch {self.global_batch}")
         if self.watch is not None and self.watch.images % self.global_batch:
             raise ValueError(f"watch.images {self.watch.images} must be a multiple of global_batch {self.global_batch}")
+        if self.watch is not None and self.watch.keep_best and self.watch.images % self.checkpoint_images:
+            raise ValueError(
+                f"watch.images {self.watch.images} must be a multiple of checkpoint_images {self.checkpoint_images}: "
+                "watch.keep_best keeps what is saved"
+            )
         if self.gradient_compression is not None and self.reduce_dtype == "float64":
             raise ValueError(f"gradient_compression {self.gradient_compression} and reduce_dtype float64 exclude each other: take one out")
         patience = self.learning_rate.patience_images
@@ -127,6 +132,8 @@ class Stage(Section):
         crop = self.training.crop
         if crop is not None and (crop > self.high or (self.low is not None and crop % (self.high // self.low))):
             raise ValueError(f"training.crop {crop} must be at most high {self.high} and a multiple of the scale")
+        if self.low is None and self.training.watch is not None and self.training.watch.best_by == "psnr_rgb":
+            raise ValueError("training.watch.best_by psnr_rgb: a stage without low has nothing to compare with; set it to loss")
         return self
 
     @property

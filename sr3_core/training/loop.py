@@ -131,6 +131,9 @@ def train(
                     break
                 if watcher is not None:  # the state is saved by now: a look that fails costs no step
                     clock += watcher.look(state, objective)  # not training's time
+                    if watcher.rated is not None and watcher.rated[0] == state.images_seen:
+                        saver.wait()
+                        checkpoints.rate(*watcher.rated)
     finally:
         _close(stream)
     return state

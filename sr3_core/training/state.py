@@ -1,6 +1,7 @@
 """What training carries from step to step, and its checkpoints: safetensors and JSON, manifest last, verified, never a pickle."""
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from sr3_core.training.window import Window
 
 SCHEMA_VERSION = 1
 MANIFEST = "state.json"
+SCORES = "scores.json"  # beside the checkpoints: images seen -> what its averaged weights are worth
 _EMA = "ema.safetensors"
 _FILES = ("players.safetensors", "optimizers.safetensors", _EMA)
 _ALSO = "also/"  # before the names of the averages that are not exported; no tensor's name has a slash
@@ -168,10 +170,13 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """Checkpoints of one run below ``uri`` (any storage), the newest ``keep`` of them. ``say`` tells the user what is unusual."""
+    """Checkpoints of one run below ``uri`` (any storage): the newest ``keep`` and, of those that were rated, the ``best``.
 
-    def __init__(self, uri: str, *, keep: int, say: Callable[[str], None]) -> None:
-        self.uri, self.keep, self._say = storage.absolute(uri), keep, say
+    ``say`` tells the user what is unusual.
+    """
+
+    def __init__(self, uri: str, *, keep: int, say: Callable[[str], None], best: int = 0) -> None:
+        self.uri, self.keep, self.best, self._say = storage.absolute(uri), keep, best, say
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint whose files all have their sha256, or None. A damaged one is named and the one before is taken.
@@ -228,10 +233,34 @@ class CheckpointStore:
         checkpoint, damage = self._verified(number)
         if checkpoint is None:
             raise Failed(f"checkpoint {uri} does not read back as it was written ({damage}); the one before is kept")
-        for old in self._numbers()[: -self.keep]:
+        self._drop()
+        return checkpoint
+
+    def rate(self, number: int, score: float) -> None:
+        """Remember that the checkpoint at ``number`` images is worth ``score`` (higher is better; one that is not finite is not rated).
+
+        Not while one is being saved. Drops what neither is among the newest nor, by now, among the best.
+        """
+        if not math.isfinite(score):
+            return
+        there = self._numbers()
+        known = {at: value for at, value in self.scores().items() if at in there}
+        storage.write_json(storage.join(self.uri, SCORES), {str(at): value for at, value in sorted({**known, number: score}.items())})
+        self._drop()
+
+    def scores(self) -> dict[int, float]:
+        """What was rated, by images seen; of checkpoints that are gone too."""
+        place = storage.join(self.uri, SCORES)
+        return {int(at): float(value) for at, value in storage.read_json(place).items()} if storage.exists(place) else {}
+
+    def _drop(self) -> None:
+        """Drop the checkpoints that are neither among the newest nor among the best; of two that are equally good the older one goes."""
+        numbers = self._numbers()
+        scores = self.scores() if self.best else {}
+        rated = sorted((number for number in numbers if number in scores), key=lambda number: (scores[number], number))
+        for old in sorted(set(numbers[: -self.keep]) - set(rated[-self.best :] if self.best else ())):
             storage.remove(storage.join(self._place(old), MANIFEST))
             storage.remove(self._place(old), recursive=True)
-        return checkpoint
 
     def _place(self, number: int) -> str:
         return storage.join(self.uri, f"{number:0{_DIGITS}d}")

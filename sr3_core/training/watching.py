@@ -59,12 +59,14 @@ class Watcher:
             raise TypeError("a Watcher needs training.watch")
         self.options: config.Watch = stage.training.watch
         self._stage, self._batches, self._degradation, self._tell = stage, batches, degradation, tell
+        self.rated: tuple[int, float] | None = None
 
     def look(self, state: TrainState, objective: Any) -> float:
         """Look, if it is time to, and tell; the seconds it took.
 
         Metrics: ``validation/...``, those of the objective's loss for ``loss_samples`` images (of an average in ``ema.also``, its name
-        behind the slash), and ``validation/psnr_rgb``, the mean over the ``samples`` of an upscaling stage.
+        behind the slash), and ``validation/psnr_rgb``, the mean over the ``samples`` of an upscaling stage. With ``keep_best``
+        ``rated`` are then the images seen and what the weights are worth, higher being better.
         """
         if state.images_seen % self.options.images and state.images_seen != self._stage.training.images:
             return 0.0
@@ -80,6 +82,9 @@ class Watcher:
                     found |= {f"validation/{name}{'/' if name else ''}{metric}": value for metric, value in losses.items()}
             if self.options.samples:  # the network has the exported average now
                 picture = self._samples(objective.predictor(network, degradation=self._degradation), found)
+        metric = f"validation/{self.options.best_by}"
+        if self.options.keep_best and metric in found:
+            self.rated = state.images_seen, found[metric] if self.options.best_by == "psnr_rgb" else -found[metric]
         self._tell(state.images_seen, found, picture)
         return time.monotonic() - start
 
