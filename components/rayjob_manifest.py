@@ -16,6 +16,22 @@ _SUBMITTER_RETRIES = 2  # of the pod that submits and prints the log: it goes on
 _SUBMITTER = config.Room(cpu="500m", memory="1Gi")
 _RAYLET = ("52365", "local_raylet_healthz")  # Ray's own health pages: the agent's port on each node, the dashboard's on the head
 _GCS = ("8265", "gcs_healthz")
+_USER = 10001  # of the images; named, since a namespace's policy may ask for it, and so that /tmp is theirs
+_TMP_BYTES = 20 * 1024**3  # of Ray's session and its logs; a cache of shards comes on top
+_AUTOSCALER = config.Room(cpu="500m", memory="1Gi")
+_TOKEN = {
+    "name": "kubernetes",
+    "projected": {
+        "sources": [
+            {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
+        ]
+    },
+}
+_TMP_MOUNT = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 - an emptyDir
+_CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+_TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a folder
 
 
 def manifest(
@@ -34,7 +50,9 @@ def manifest(
 
     ``variables`` are set in every pod; secrets come by their names alone (``scaling.kubernetes.env_from``). ``owner`` is name and uid of
     the pod in the same namespace whose end ends the cluster. A second try is the caller's (``backoffLimit`` 0), since it finds its
-    checkpoints. With a queue the job begins suspended, and Kueue starts all its pods or none.
+    checkpoints. With a queue the job begins suspended, and Kueue starts all its pods or none. Training with ``min_workers`` begins on as
+    many, and Ray's autoscaler adds the others when there is room for them: KubeRay hands in no job before every worker asked for is there.
+    With a queue it begins with all, since Kueue counts them once.
     """
     settings, room = scaling.kubernetes, module.rpartition(".")[2]
     gpu = scaling.accelerator == "gpu" and room in ("train", "evaluate")
@@ -44,13 +62,16 @@ def manifest(
     submitter = {"cpu": str(_SUBMITTER.cpu), "memory": str(_SUBMITTER.memory)}
 
     def pod(container: str, resources: dict[str, str], *, works: bool, probes: dict[str, Any]) -> dict[str, Any]:
+        tmp_bytes = _TMP_BYTES + (scaling.shard_cache_bytes if works and scaling.shard_cache is not None else 0)
         return _pod(
-            container, resources, image=image, settings=settings, variables=variables, gpu=gpu and works, works=works, probes=probes
-        )
+            container, resources, image=image, settings=settings, variables=variables, gpu=gpu and works, works=works, probes=probes,
+            tmp_bytes=tmp_bytes,
+        )  # fmt: skip
 
+    least = scaling.sizes[0] if room == "train" and settings.queue is None else scaling.workers
     labels = {FINGERPRINT_LABEL: fingerprint, "app.kubernetes.io/part-of": "sr3", "app.kubernetes.io/component": room}
     spec: dict[str, Any] = {
-        "entrypoint": shlex.join(["python", "-m", module, *arguments]),
+        "entrypoint": entrypoint(module, arguments),
         "submissionMode": "K8sJobMode",
         "submitterConfig": {"backoffLimit": _SUBMITTER_RETRIES},
         "submitterPodTemplate": {"spec": {"restartPolicy": "Never", **pod("ray-job-submitter", submitter, works=False, probes={})}},
@@ -60,14 +81,14 @@ def manifest(
         "rayClusterSpec": {
             "rayVersion": metadata.version("ray"),
             "headGroupSpec": {
-                "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0"},  # noqa: S104 - in a pod, beside its network policy
+                "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"},  # noqa: S104 - beside its network policy
                 "template": {"spec": pod("ray-head", head, works=False, probes=_probes(_RAYLET, _GCS))},
             },
             "workerGroupSpecs": [
                 {
                     "groupName": "workers",
-                    "replicas": scaling.workers,
-                    "minReplicas": scaling.workers,
+                    "replicas": least,
+                    "minReplicas": least,
                     "maxReplicas": scaling.workers,
                     "rayStartParams": {},
                     "template": {"spec": pod("ray-worker", resources, works=True, probes=_probes(_RAYLET))},
@@ -75,6 +96,8 @@ def manifest(
             ],
         },
     }
+    if least < scaling.workers:
+        _grow(spec["rayClusterSpec"], settings)
     if settings.timeout_seconds is not None:
         spec["activeDeadlineSeconds"] = settings.timeout_seconds
     if settings.queue is not None:
@@ -84,6 +107,26 @@ def manifest(
     if owner is not None:
         meta["ownerReferences"] = [{"apiVersion": "v1", "kind": "Pod", "name": owner[0], "uid": owner[1]}]
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "RayJob", "metadata": meta, "spec": spec}
+
+
+def entrypoint(module: str, arguments: Sequence[str]) -> str:
+    """``python -m module arguments`` for a shell. KubeRay makes it an argument of a container, where Kubernetes puts variables (a Secret's
+    too) in the place of $(NAME) and reads $$ as $."""
+    return shlex.join(["python", "-m", module, *arguments]).replace("$", "$$")
+
+
+def _grow(cluster: dict[str, Any], settings: config.Kubernetes) -> None:
+    """Have Ray's autoscaler beside the head. It alone holds a token of Kubernetes; KubeRay makes the role for it."""
+    asked = {"cpu": str(_AUTOSCALER.cpu), "memory": str(_AUTOSCALER.memory)}
+    cluster["enableInTreeAutoscaling"] = True
+    cluster["autoscalerOptions"] = {
+        "version": "v2",
+        "imagePullPolicy": settings.image_pull_policy,
+        "resources": {"requests": dict(asked), "limits": dict(asked)},
+        "securityContext": dict(_CONTAINER_SECURITY),
+        "volumeMounts": [dict(_TMP_MOUNT), {"name": _TOKEN["name"], "mountPath": _TOKEN_PATH, "readOnly": True}],
+    }
+    cluster["headGroupSpec"]["template"]["spec"]["volumes"].append(_TOKEN)
 
 
 def _pod(
@@ -96,13 +139,16 @@ def _pod(
     gpu: bool,
     works: bool,
     probes: dict[str, Any],
+    tmp_bytes: int,
 ) -> dict[str, Any]:
     """A pod's spec under the restricted pod security standard: no root, no privilege, nothing written but to /tmp."""
     plain = [{"name": name, "value": value} for name, value in {"HOME": "/tmp", **variables}.items()]  # noqa: S108 - an emptyDir
     named = [{"name": v.variable, "valueFrom": {"secretKeyRef": {"name": v.name, "key": v.key}}} for v in settings.env_from]
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,  # the work needs no right in the cluster; workload identity does not use this token
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},  # the image names its user by number
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER, "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "containers": [
             {
                 "name": container,
@@ -110,14 +156,12 @@ def _pod(
                 "imagePullPolicy": settings.image_pull_policy,
                 "env": [*plain, *named],
                 "resources": {"requests": dict(resources), "limits": dict(resources)},
-                "securityContext": {
-                    "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-                },
-                "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+                "securityContext": dict(_CONTAINER_SECURITY),
+                "volumeMounts": [dict(_TMP_MOUNT)],
                 **probes,
             }
         ],
-        "volumes": [{"name": "tmp", "emptyDir": {}}],
+        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": str(tmp_bytes)}}],
     }  # fmt: skip
     tolerations = [_toleration(taint) for taint in settings.tolerated(works=works)]
     chosen = {
