@@ -86,11 +86,12 @@ def check_labels(recipe: config.Recipe) -> None:
 
 def check_plugins(recipe: config.Recipe) -> None:
     """Every plug-in loads and takes its options; so do the sampling options, the search's candidates, the variants, the gate and what
-    ``training.watch`` samples with.
+    ``training.watch`` samples and judges with.
 
     What the objectives have to say of a stage and all its sampling (the schedule guard's warnings and waivers) is said, a line each.
     """
     from components.evaluate import plan, verdict
+    from sr3_core.training import watching
 
     config.options(plugins.load("data.sources", recipe.data.source).Options, recipe.data.options, "data")
     evaluation = recipe.evaluation
@@ -100,6 +101,8 @@ def check_plugins(recipe: config.Recipe) -> None:
         if hasattr(model, "check"):  # a plug-in's own word on options and stage together
             model.check(chosen, stage)
         watched = [] if stage.training.watch is None else [stage.training.watch.sampling]
+        if stage.training.watch is not None:
+            watching.judges(stage, degradation=recipe.data.degradation)
         for note in verdict.notes(stage, [*plan.changes(stage, evaluation), *watched]):
             say("recipe", f"{stage.name}: {note}")
     definitions = verdict.Definitions.of(

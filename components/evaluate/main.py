@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from components import cluster
+from components import cluster, provenance
 from components.evaluate import plan, verdict, work
 from components.evaluate.plan import Draw, Job, Setting
 from components.jobs import run_elsewhere
@@ -83,16 +83,19 @@ def run(
         scale, arguments = config.parse(Scaling, scaling), _arguments({**given, **place})
         run_elsewhere(address, "components.evaluate", arguments, fingerprint=fingerprint, scaling=scale)
         return _result(EvalReport.open(folder))
+    scale = config.parse(Scaling, scaling)
     with tracking.child(mlflow_uri, mlflow_run_id or None, ROOM, fingerprint) as tracker:
+        tracker.set_tags(provenance.tags())
+        tracker.log_params({"evaluation": evaluation.model_dump(mode="json"), "scaling": scale.model_dump(mode="json")})
         if done is None:
             shards = _shards(shards_uri, shards_sha256)
             stages = [stage_of(uri, sha256) for uri, sha256 in handed]
             with lease(folder, task=ROOM) as held:
                 prepared = Evaluating(evaluation, stages, handed, shards, folder=folder, fingerprint=fingerprint)
-                measured = _over_ray(prepared, config.parse(Scaling, scaling), ray_address)
+                measured = _over_ray(prepared, scale, ray_address)
                 held.check()
                 done = prepared.publish(measured)
-        tracker.log_params({"evaluation": evaluation.model_dump(mode="json"), "shards": shards_uri, "sampling": done.sampling})
+        tracker.log_params({"shards": shards_uri, "sampling": done.sampling})
         tracker.log_metrics(done.metrics())
         tracker.set_tags({"sr3.report": done.uri, "sr3.gate": "passed" if done.passed else "failed"})
         for name in (report.MANIFEST, report.PAGE):

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from components import provenance
 from components.export import card, registry
 from sr3_core import config, labels, storage, tracking
 from sr3_core.artifacts.bundle import ModelBundle, handed_on
@@ -127,6 +128,7 @@ def _publish(cascade: Cascade, export: config.Export, report: EvalReport, *, mlf
         say("export", f"up to date: models:/{export.model}/{version}")
     else:
         with tracking.child(mlflow_uri, parent, "export", fingerprint) as tracker:
+            tracker.set_tags(provenance.tags())
             tracker.log_params({"export": export.model_dump(), "bundle_uri": cascade.uri, "report_uri": report.uri})
             tracker.log_metrics(report.metrics())
             text = storage.read_bytes(storage.join(cascade.uri, "card.md")).decode()

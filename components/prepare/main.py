@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from components import cluster
+from components import cluster, provenance
 from components.jobs import run_elsewhere
 from sr3_core import config, storage, tracking
 from sr3_core.artifacts.lease import lease
@@ -52,6 +52,8 @@ def run(
         made = ShardSet.open(uri)
         return PrepareResult(made.uri, made.manifest_sha256, parent)
     with tracking.child(mlflow_uri, parent, ROOM, mark) as tracker:
+        tracker.set_tags(provenance.tags())
+        tracker.log_params({"data": data.model_dump(mode="json"), "scaling": scale.model_dump(mode="json")})
         made = _finished(uri)
         if made is None:
             with lease(uri, task=ROOM) as held:
@@ -61,7 +63,6 @@ def run(
                         examples = source.examples(options)
                         made = shards.build(uri, data, examples, fingerprint=mark, held=held, mapper=_over_ray)
                     say(ROOM, f"{_counts(made)} -> {uri}")
-        tracker.log_params({"data": data.model_dump(mode="json"), "workers": scale.workers})
         tracker.log_metrics(_numbers(made))
         tracker.set_tags({"sr3.shards_uri": made.uri, "sr3.shards_sha256": made.manifest_sha256})
     return PrepareResult(made.uri, made.manifest_sha256, parent)

@@ -1,12 +1,10 @@
 """The train room's work: one stage on a ShardSet -> ModelBundle under ``<root>/train/<stage>/<fingerprint>``, over Ray Train."""
 
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components import cluster
+from components import cluster, provenance
 from components.jobs import run_elsewhere
 from sr3_core import config, plugins, storage, tracking
 from sr3_core.artifacts import bundle
@@ -24,7 +22,6 @@ from sr3_core.training.watching import held_out
 
 ROOM = "train"
 SAMPLES = "samples"  # folder of a run's artifacts
-COMMIT_VARIABLE = "SR3_GIT_COMMIT"  # set in the images, which hold no repository
 
 
 class TrainResult(NamedTuple):
@@ -79,7 +76,7 @@ def run(
         return TrainResult(place, ModelBundle.verify(place))
     with tracking.child(mlflow_uri, mlflow_run_id, task, mark) as tracker:
         tracker.log_params({"stage": stage.model_dump(mode="json"), "scaling": scale.model_dump(mode="json"), "shards": shards.uri})
-        tracker.set_tags(_code())
+        tracker.set_tags(provenance.tags())
         sha256 = _finished(place, task)
         if sha256 is None:
             with lease(folder, task=task) as held:
@@ -135,7 +132,7 @@ def _train(
         degradation=shards.data.degradation,
         bits=shards.data.bits,
         lineage=bundle.lineage(
-            shards_sha256=shards.manifest_sha256, images_seen=checkpoint.images_seen, git_commit=_git_commit(), init=init
+            shards_sha256=shards.manifest_sha256, images_seen=checkpoint.images_seen, git_commit=provenance.git_commit(), init=init
         ),
         metrics={"training": checkpoint.manifest["logged"]},
     )
@@ -178,7 +175,7 @@ class _Follower:
             return
         self._looked = images_seen
         self._tracker.log_metrics(metrics, step=images_seen)
-        short = {"validation/loss": "loss", "validation/psnr_rgb": "PSNR in dB"}
+        short = {"validation/loss": "loss", "validation/psnr_rgb": "PSNR in dB", "validation/lpips": "LPIPS", "validation/ssim": "SSIM"}
         found = [f"{name} {metrics[metric]:.4g}" for metric, name in short.items() if metric in metrics]
         watch = self._stage.training.watch
         if picture is not None:
@@ -203,28 +200,3 @@ def _finished(place: str, task: str) -> str | None:
         return None
     say(task, f"up to date: {place}")
     return sha256
-
-
-def _code() -> dict[str, str]:
-    """Tags that say which code ran with which libraries: git commit (where it is known), hash of the code, sha256 of the lock."""
-    lock, commit = cluster.PROJECT / cluster.LOCK, _git_commit()
-    known = {
-        "sr3.git_commit": commit,
-        "sr3.code": cluster.code_hash(),
-        "sr3.lock_sha256": storage.sha256(str(lock)) if lock.is_file() else None,
-    }
-    return {name: value for name, value in known.items() if value is not None}
-
-
-def _git_commit() -> str | None:
-    """The commit of the code: of the image, else of the repository it stands in; None when it is in neither."""
-    if COMMIT_VARIABLE in os.environ:
-        return os.environ[COMMIT_VARIABLE]
-    git = ["git", "-C", str(cluster.PROJECT)]
-    try:
-        top, commit = subprocess.run(
-            [*git, "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.split("\n")[:2]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit if os.path.samefile(top, cluster.PROJECT) else None

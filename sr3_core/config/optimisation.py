@@ -85,7 +85,11 @@ class Average(Section):
 
 
 class Ema(Average):
-    """The average that is validated, exported and evaluated; ``also``: others by name, kept beside it in every checkpoint."""
+    """The average that is validated, exported and evaluated; ``also``: others by name, kept beside it in every checkpoint.
+
+    Those are validated too (``training.watch``), and stand in no bundle: ``CheckpointStore.averaged_weights(checkpoint, also=NAME)`` has
+    their weights as long as the checkpoint is kept, for ``ModelBundle.save``.
+    """
 
     LATER: ClassVar[tuple[str, ...]] = ("kind", "width", "also")
 

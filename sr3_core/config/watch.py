@@ -2,9 +2,9 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from sr3_core.config.section import Section, SplitName
+from sr3_core.config.section import Plugin, Section, SplitName
 
 
 class Watch(Section):
@@ -12,14 +12,15 @@ class Watch(Section):
     ``loss_samples`` of them. Both are of the averaged weights, at fixed crops, noise levels and noise, and change nothing that is trained.
 
     ``split``: where they are from; one with fewer images gives them again, with other noise. ``sampling``: changes of the stage's
-    sampling options for these samples (fewer steps). The first worker draws them while the others wait, at most for half an hour, the
-    timeout of Ray's process group.
+    sampling options for these samples (fewer steps). ``metrics``: what judges the samples beside PSNR, as in evaluation (lpips, ssim, ...).
+    Every average of ``ema.also`` is looked at by the same, its numbers under its name, and draws samples of its own. The first worker
+    draws them while the others wait, at most for half an hour, the timeout of Ray's process group.
 
     ``keep_best``: the checkpoints that are kept beside the newest ones, those that look best by ``best_by``: the lowest
     ``validation/loss`` or the highest ``validation/psnr_rgb``. The bundle holds the last weights whatever these say.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("keep_best", "best_by")
+    LATER: ClassVar[tuple[str, ...]] = ("keep_best", "best_by", "metrics")
 
     images: int = Field(gt=0)
     split: SplitName = "val"
@@ -28,13 +29,20 @@ class Watch(Section):
     sampling: dict[str, Any] = Field(default={})
     keep_best: int = Field(default=0, ge=0)
     best_by: Literal["loss", "psnr_rgb"] = "loss"
+    metrics: tuple[Plugin, ...] = ()
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        return [{"name": item} if isinstance(item, str) else item for item in value] if isinstance(value, (list, tuple)) else value
 
     @model_validator(mode="after")
     def _something(self) -> "Watch":
         if not self.samples and not self.loss_samples:
             raise ValueError("samples 0 and loss_samples 0: nothing would be looked at; leave training.watch out")
-        if self.sampling and not self.samples:
-            raise ValueError("sampling is set, but samples 0 draws none")
+        for name in ("sampling", "metrics"):
+            if getattr(self, name) and not self.samples:
+                raise ValueError(f"{name} is set, but samples 0 draws none")
         if self.best_by != "loss" and not self.keep_best:
             raise ValueError(f"best_by {self.best_by} is set, but keep_best 0 keeps none")
         needed = "samples" if self.best_by == "psnr_rgb" else "loss_samples"

@@ -118,8 +118,9 @@ def train(
                     line = {**window.means(state.window), **guard.metrics(state)}
                     state.window, state.logged = {}, dict(line)
                     state.carried.observe(training, state.images_seen, line, exported=state.exported)
+                    line |= pace.line(images=state.images_seen - logged_at, seconds=seconds, waited=waited)
                     if worker.rank == 0:
-                        log(state.images_seen, line | pace.line(images=state.images_seen - logged_at, seconds=seconds, waited=waited))
+                        log(state.images_seen, line)
                     clock, waited, logged_at = time.monotonic(), 0.0, state.images_seen
                 if stop or state.images_seen % training.checkpoint_images == 0 or state.images_seen == training.images:
                     if worker.rank == 0:

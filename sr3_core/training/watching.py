@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from sr3_core import config, images, plugins
 from sr3_core.artifacts.shardset import ShardSet
-from sr3_core.config import Augment, Stage
+from sr3_core.config import Augment, Plugin, Stage
 from sr3_core.data.loader import Batch, MicroBatches
+from sr3_core.errors import BadInput
 from sr3_core.metrics import _base as metrics
 from sr3_core.training import window
 from sr3_core.training.state import TrainState
@@ -37,14 +38,42 @@ class HeldOut(Protocol):
 def held_out(shards: ShardSet, stage: Stage) -> MicroBatches:
     """The images that ``stage.training.watch`` names, whole or cropped as in training, not augmented.
 
-    Raises BadInput when the split has none with the stage's levels, and for sampling options that cannot be used.
+    Raises BadInput when the split has none with the stage's levels, for sampling options that cannot be used, and as ``judges``.
     """
     watch = stage.training.watch
     if watch is None:
         raise TypeError("held_out needs training.watch")
     plugins.load("objectives", stage.objective.name).Objective(stage, {}).sampling_notes(watch.sampling)
+    judges(stage, degradation=shards.data.degradation)
     plain = stage.model_copy(update={"training": stage.training.model_copy(update={"augment": Augment(flip=False)})})
     return MicroBatches(shards, plain, split=watch.split)
+
+
+def judges(stage: Stage, *, degradation: str) -> list[tuple[metrics.Metric, tuple[str, ...]]]:
+    """What judges the samples of ``training.watch``, and the names that are told of each: PSNR over all channels, and ``watch.metrics``.
+
+    Raises BadInput for metrics that are not there, that have no weights here, or that cannot judge the stage's crops.
+    """
+    watch = stage.training.watch
+    if watch is None:
+        raise TypeError("judges needs training.watch")
+    if stage.low is None:
+        if watch.metrics:
+            got = f"stage {stage.name}: training.watch.metrics without a low image: the samples have nothing to be held against"
+            raise BadInput(got, "none", "take watch.metrics out")
+        return []
+    found: list[tuple[metrics.Metric, tuple[str, ...]]] = []
+    side = stage.training.crop or stage.high
+    blank, low = torch.zeros(1, stage.channels, side, side), torch.zeros(1, stage.channels, side // stage.scale, side // stage.scale)
+    for plugin in (Plugin(name="psnr"), *watch.metrics):
+        judge = metrics.make(plugin.name, plugin.options, scale=stage.scale, degradation=degradation, channels=stage.channels)
+        try:
+            judge.values(blank, reference=blank, low=low)
+        except ValueError as error:
+            got = f"stage {stage.name}: training.watch.metrics {plugin.name} on crops of {side} px ({error})"
+            raise BadInput(got, "a metric that can judge them", "take it out, or train on larger crops") from None
+        found.append((judge, ("psnr_rgb",) if not found else tuple(each.name for each in judge.reports)))
+    return found
 
 
 class Watcher:
@@ -60,13 +89,15 @@ class Watcher:
         self.options: config.Watch = stage.training.watch
         self._stage, self._batches, self._degradation, self._tell = stage, batches, degradation, tell
         self.rated: tuple[int, float] | None = None
+        self._judges = judges(stage, degradation=degradation) if self.options.samples else []
 
     def look(self, state: TrainState, objective: Any) -> float:
         """Look, if it is time to, and tell; the seconds it took.
 
-        Metrics: ``validation/...``, those of the objective's loss for ``loss_samples`` images (of an average in ``ema.also``, its name
-        behind the slash), and ``validation/psnr_rgb``, the mean over the ``samples`` of an upscaling stage. With ``keep_best``
-        ``rated`` are then the images seen and what the weights are worth, higher being better.
+        Metrics: ``validation/...``, those of the objective's loss for ``loss_samples`` images, and of an upscaling stage the means of
+        ``psnr_rgb`` and ``watch.metrics`` over the ``samples``; of an average in ``ema.also`` its name stands behind the slash. An average
+        with a sample that is not finite has none of the latter.
+        With ``keep_best`` ``rated`` are then the images seen and what the weights are worth, higher being better.
         """
         if state.images_seen % self.options.images and state.images_seen != self._stage.training.images:
             return 0.0
@@ -75,13 +106,15 @@ class Watcher:
         picture: bytes | None = None
         with _undisturbed(state.players) as device:
             network = copy.deepcopy(state.players[state.exported])
-            for name, weights in ({**state.averages, "": state.ema} if self.options.loss_samples else {"": state.ema}).items():
+            for name, weights in {**state.averages, "": state.ema}.items():
                 network.load_state_dict(weights)
+                seen: dict[str, float] = {}
                 if self.options.loss_samples:
-                    losses = self._losses(objective, {**state.players, state.exported: network}, state.exported, device)
-                    found |= {f"validation/{name}{'/' if name else ''}{metric}": value for metric, value in losses.items()}
-            if self.options.samples:  # the network has the exported average now
-                picture = self._samples(objective.predictor(network, degradation=self._degradation), found)
+                    seen |= self._losses(objective, {**state.players, state.exported: network}, state.exported, device)
+                if self.options.samples:
+                    predictor = objective.predictor(network, degradation=self._degradation)
+                    picture = self._samples(predictor, seen)  # the last one is that of the exported average
+                found |= {f"validation/{name}{'/' if name else ''}{metric}": value for metric, value in seen.items()}
         metric = f"validation/{self.options.best_by}"
         if self.options.keep_best and metric in found:
             self.rated = state.images_seen, found[metric] if self.options.best_by == "psnr_rgb" else -found[metric]
@@ -100,9 +133,9 @@ class Watcher:
         return window.means(total)
 
     def _samples(self, predictor: Any, found: dict[str, float]) -> bytes | None:
-        """A PNG of the samples beside their low and high images, and their PSNR in ``found``; None where an image is not finite."""
+        """A PNG of the samples beside their low and high images, and their metrics in ``found``; None where an image is not finite."""
         rows: list[list[NDArray[np.uint8]]] = []
-        decibels: list[float] = []
+        judged: dict[str, list[float]] = {}
         for batch in self._micro_batches(self.options.samples):
             given = {"seeds": batch.sample_index, "size": tuple(batch.high.shape[-2:]), "labels": batch.labels}
             made: Tensor = predictor.predict(batch.low, **given, **self.options.sampling).float().cpu()
@@ -115,12 +148,14 @@ class Watcher:
                 else:
                     low = images.resize(_pixels(batch.low[index]), (truth.shape[0], truth.shape[1]), "bicubic")
                     rows.append([low, sample, truth])
-            if batch.low is not None:
-                judge = metrics.make("psnr", {}, scale=self._stage.scale, degradation=self._degradation, channels=self._stage.channels)
-                judged = judge.values(metrics.quantised(made), reference=metrics.quantised(batch.high), low=None)
-                decibels += judged["psnr_rgb"]
-        if decibels:
-            found["validation/psnr_rgb"] = sum(decibels) / len(decibels)
+            if batch.low is None:
+                continue
+            output, truths, lows = (metrics.quantised(each) for each in (made, batch.high, batch.low))
+            for judge, names in self._judges:
+                values = judge.values(output, reference=truths, low=lows)
+                for name in names:
+                    judged.setdefault(name, []).extend(values[name])
+        found.update({name: sum(values) / len(values) for name, values in judged.items()})
         return images.encode(grid(rows))
 
     def _micro_batches(self, count: int) -> Iterator[Batch]:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +36,10 @@ class Worker(Protocol):
 
     def all_reduce_mean(self, tensor: Tensor) -> Tensor:
         """Mean of ``tensor`` over the workers, on every worker; ``tensor`` itself may be overwritten."""
+        ...
+
+    def maxima(self, values: Sequence[float]) -> list[float]:
+        """The largest of each of ``values`` over the workers, on every worker."""
         ...
 
     def broadcast(self, value: Any) -> Any:
@@ -93,6 +97,9 @@ class LocalWorker:
     def all_reduce_mean(self, tensor: Tensor) -> Tensor:
         return tensor
 
+    def maxima(self, values: Sequence[float]) -> list[float]:
+        return list(values)
+
     def broadcast(self, value: Any) -> Any:
         return value
 
@@ -132,6 +139,13 @@ class DistributedWorker:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
             tensor /= self.world_size
         return tensor
+
+    def maxima(self, values: Sequence[float]) -> list[float]:
+        if self.world_size == 1:
+            return list(values)
+        box = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return [float(value) for value in box.tolist()]
 
     def broadcast(self, value: Any) -> Any:
         box = [value]

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
+from components import cluster
 from components.evaluate import main, plan, work
 from components.evaluate.__main__ import main as command
 from components.evaluate.plan import Job
@@ -294,7 +295,8 @@ def test_the_room_on_ray_is_up_to_date_the_second_time(
     assert "up to date" in capfd.readouterr().out
     run = logged(tmp_path)
     assert run.data.metrics["x64/psnr_rgb"] == pytest.approx(result(done, "x64", "psnr_rgb")["mean"])
-    assert run.data.tags["sr3.gate"] == "passed"
+    assert run.data.tags["sr3.gate"] == "passed" and run.data.tags["sr3.code"] == cluster.code_hash()
+    assert {"evaluation.split", "scaling.workers", "shards"} <= run.data.params.keys()
 
 
 def logged(root: Path) -> Any:

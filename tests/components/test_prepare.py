@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from components import cluster
 from components.prepare import main as room
 from sr3_core import images, progress, storage
 from sr3_core.artifacts.shardset import MANIFEST, ShardSet
@@ -92,6 +93,7 @@ def test_the_run_is_in_mlflow(finished: tuple[Path, room.PrepareResult]) -> None
     runs = client.search_runs([tracking.experiment_id(f"sqlite:///{root}/mlflow.db")], filter_string="tags.`sr3.task` = 'prepare'")
     assert {run.data.tags["sr3.shards_sha256"] for run in runs} == {result.shards_sha256}
     assert runs[0].data.metrics["accepted"] == 14
+    assert runs[0].data.tags["sr3.code"] == cluster.code_hash() and {"data.levels", "scaling.workers"} <= runs[0].data.params.keys()
 
 
 @pytest.mark.parametrize("inside", ["", "runs", "a/b"])
@@ -166,7 +168,6 @@ def test_the_command_reads_a_recipe_and_ends_with_its_code(tmp_path: Path, ray_h
 
 
 def test_killed_workers_and_a_store_that_fails_leave_the_shards_as_they_should_be(ray_head: RayHead, photos: Path, tmp_path: Path) -> None:
-    from components import cluster
     from tests.plugins import tasks
 
     data = Data.model_validate_json(section(photos))
@@ -201,7 +202,6 @@ def test_a_task_that_dies_is_tried_again_and_bad_input_passes_through(ray_head: 
     storage.remove(uri, recursive=True)
     storage.write_bytes(kept, "".join(json.dumps(vars(photo)) + "\n" for photo in seen).encode())
     storage.write_bytes(examples[0].uri, images.encode(np.zeros((40, 48, 3), np.uint8)))
-    from components import cluster
 
     with (
         cluster.connect(ray_head.address, workers=1, cpus_per_worker=1, room="test"),

@@ -78,6 +78,14 @@ def test_every_room_left_what_the_next_one_verifies(finished: Finished) -> None:
     assert not list(finished.root.glob("runs/*/*.error.json"))
 
 
+SECTIONS = {
+    "prepare": {"data", "scaling"},
+    "train-x2": {"stage", "scaling"},
+    "evaluate": {"evaluation", "scaling"},
+    "export": {"export"},
+}
+
+
 def test_mlflow_holds_one_finished_parent_with_its_rooms_and_the_model(finished: Finished) -> None:
     from mlflow import MlflowClient
 
@@ -87,6 +95,10 @@ def test_mlflow_holds_one_finished_parent_with_its_rooms_and_the_model(finished:
     assert len(parents) == 1 and parents[0].info.status == "FINISHED"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert len(children) == 4 and {run.info.status for run in children} == {"FINISHED"}
+    code = {(run.data.tags["sr3.code"], run.data.tags["sr3.lock_sha256"], run.data.tags.get("sr3.git_commit")) for run in children}
+    assert len(code) == 1, "every room says which code it ran"
+    sections = {run.data.tags["sr3.task"]: {name.split(".")[0] for name in run.data.params} for run in children}
+    assert all(own <= sections[task] for task, own in SECTIONS.items()), sections
     assert str(client.get_model_version_by_alias("tiny", "champion").version) == "1"
 
 

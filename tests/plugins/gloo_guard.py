@@ -1,6 +1,7 @@
 """Two plain gloo processes: ``python -m tests.plugins.gloo_guard FOLDER``. Only rank 1 ever makes a loss not finite.
 
-Once at the step from 24 images on, and at the two from 48 on, which make a row: the group goes back to 48 images.
+Once at the step from 24 images on, and at the two from 48 on, which make a row: the group goes back to 48 images. Then rank 1 says that it
+waited twice as long for data as rank 0.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from sr3_core.training.loop import train
+from sr3_core.training.pace import Pace
 from sr3_core.training.state import CheckpointStore
 from sr3_core.training.worker import GlooWorker
 from tests.plugins import faulty_objective, forked, tiny_objective
@@ -27,7 +29,10 @@ def main(folder: Path, rank: int) -> None:
     store = CheckpointStore(str(folder / "checkpoints"), keep=2, say=said.append)
     state = train(stage, None, worker=worker, checkpoints=store, batches=tiny_objective.Memory(), say=said.append, log=lambda *_: None)
     weights = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.players["net"].state_dict().values())).hexdigest()
-    (folder / f"{rank}.json").write_text(json.dumps({"weights": weights, "carried": state.carried.to_json(), "said": said}))
+    pace = Pace(stage, ("net",), worker=worker, say=said.append)
+    line = pace.line(images=12, seconds=2.0, waited=0.5 * (1 + rank))
+    result = {"weights": weights, "carried": state.carried.to_json(), "said": said, "pace": line}
+    (folder / f"{rank}.json").write_text(json.dumps(result))
     worker.barrier()
     worker.close()
 

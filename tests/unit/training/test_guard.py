@@ -90,6 +90,8 @@ def test_all_ranks_leave_out_the_same_steps_and_go_back_together(tmp_path: Path)
         "starting from scratch", "images 24 to 36, turn net", "images 48 to 60, turn net", "images 60 to 72, turn net", "WARNING"
     ]  # fmt: skip
     assert left[1]["said"] == []
+    assert left[0]["pace"]["data_wait_share"] == 0.5 and left[0]["pace"]["images_per_second"] == 6.0, "of the worker that waited longest"
+    assert left[1]["pace"] == {}
 
 
 def test_a_negative_number_is_refused() -> None:

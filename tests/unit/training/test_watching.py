@@ -14,11 +14,12 @@ from sr3_core.config import Stage, Training
 from sr3_core.data.loader import Batch
 from sr3_core.diffusion import noise_bins
 from sr3_core.errors import BadInput
+from sr3_core.metrics._base import make, quantised
 from sr3_core.objectives.diffusion import Objective as Diffusion
 from sr3_core.training import pace
 from sr3_core.training.loop import train
 from sr3_core.training.state import CheckpointStore, TrainState
-from sr3_core.training.watching import GAP, Watcher, grid
+from sr3_core.training.watching import GAP, Watcher, grid, judges
 from sr3_core.training.worker import LocalWorker
 from tests.plugins import tiny_objective
 from tests.plugins.tiny_objective import Memory
@@ -95,6 +96,56 @@ def test_what_is_seen_is_of_the_averaged_weights(tmp_path: Path) -> None:
         np.testing.assert_array_equal(picture[top : top + side, 2 * step :], images.from_unit(batch.high[row].numpy()))
     errors = [images.psnr(images.from_unit(made[i].numpy()), images.from_unit(batch.high[i].numpy())) for i in range(3)]
     assert found["validation/psnr_rgb"] == pytest.approx(sum(errors) / 3, rel=1e-4)
+
+
+class Large:
+    """Pairs of 32 and 64 pixels, which LPIPS can judge."""
+
+    def batch(self, first_index: int, count: int) -> Batch:
+        pair = Memory().batch(first_index, count)
+        high = nn.functional.interpolate(pair.high, scale_factor=8, mode="bicubic").clamp(-1, 1)
+        return Batch(high=high, low=nn.functional.avg_pool2d(high, 2), sample_index=pair.sample_index, keys=pair.keys)
+
+
+def test_metrics_judge_the_samples_of_every_average() -> None:
+    """By hand: each average's network draws the samples, and the metrics of evaluation judge them as stored."""
+    watch = {**WATCH, "loss_samples": 0, "metrics": ["lpips", "ssim", {"name": "consistency"}]}
+    values = tiny_objective.stage(watch=watch, ema={"also": {"slow": {}}}).model_dump()
+    stage = config.parse(Stage, {**values, "low": 32, "high": 64})
+    objective = tiny_objective.Objective(stage, {"mean": 0.0})
+    state = TrainState.fresh(objective.players(), exported="net", measured={}, stage=stage)
+    for tensor in state.averages["slow"].values():
+        tensor.mul_(0.5)
+    state.images_seen = 36
+    looks: list[dict[str, float]] = []
+    Watcher(stage, Large(), degradation="bicubic", tell=lambda at, found, png: looks.append(found)).look(state, objective)
+    (found,) = looks
+    batch, network = Large().batch(0, 3), objective.players()["net"].eval()
+    for name, weights in (("", state.ema), ("slow/", state.averages["slow"])):
+        network.load_state_dict(weights)
+        made = objective.predictor(network, degradation="bicubic").predict(batch.low, seeds=batch.sample_index)
+        assert batch.low is not None
+        output, truth, low = (quantised(each) for each in (made, batch.high, batch.low))
+        for metric in ("lpips", "ssim", "consistency"):
+            judged = make(metric, {}, scale=2, degradation="bicubic").values(output, reference=truth, low=low)
+            assert found[f"validation/{name}{metric}"] == pytest.approx(sum(judged[metric]) / 3, rel=1e-4), metric
+    both = {f"validation/{name}{metric}" for name in ("", "slow/") for metric in ("lpips", "ssim", "consistency", "psnr_rgb")}
+    assert set(found) == both and found["validation/lpips"] != found["validation/slow/lpips"]
+
+
+def test_a_metric_that_cannot_judge_is_refused_before_any_work() -> None:
+    watch = {"images": 12, "metrics": ["lpips"]}
+    with pytest.raises(BadInput, match=r"training\.watch\.metrics lpips on crops of 8 px .*needs 63 or more"):
+        judges(tiny_objective.stage(watch=watch), degradation="bicubic")
+    with pytest.raises(BadInput, match=r"lpipps"):
+        judges(tiny_objective.stage(watch={"images": 12, "metrics": ["lpipps"]}), degradation="bicubic")
+    alone = tiny_objective.stage(watch=watch).model_copy(update={"low": None})
+    with pytest.raises(BadInput, match=r"without a low image"):
+        judges(alone, degradation="bicubic")
+    with pytest.raises(BadInput, match=r"metrics is set, but samples 0 draws none"):
+        tiny_objective.stage(watch={**watch, "samples": 0})
+    unwatched = tiny_objective.stage(watch={"images": 12})
+    assert "metrics" not in unwatched.canonical_json(), "fingerprints stay"
 
 
 class Alone:
