@@ -10,7 +10,7 @@ from sr3_core.config.optimisation import Average, Ema, LearningRate, Optimizer
 from sr3_core.config.recipe import Evaluation, Export, Recipe, Rule, Scaling, Search, load
 from sr3_core.config.recipe_file import RECIPES, recipe_names, refuse_secrets
 from sr3_core.config.section import MAX_SECTION_BYTES, SPLITS, Plugin, Section, SectionT, SplitName, fingerprint, options, parse
-from sr3_core.config.stage import Augment, Mix, OtherData, Stage, Training, sizes
+from sr3_core.config.stage import Augment, DataParallel, Mix, OtherData, Stage, Training, sizes
 from sr3_core.config.watch import Watch
 from sr3_core.errors import nearest
 
@@ -27,6 +27,7 @@ __all__ = [
     "Codec",
     "Corruption",
     "Data",
+    "DataParallel",
     "Ema",
     "Evaluation",
     "Export",

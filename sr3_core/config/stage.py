@@ -44,6 +44,19 @@ def _place(value: str) -> str:
     return value
 
 
+class DataParallel(Section):
+    """How several workers average their gradients, by torch's DistributedDataParallel; it changes a result by rounding at most.
+
+    ``bucket_megabytes``: gradients travel in pieces of about so many bytes x 2^20, as soon as the backward pass has made them; null: 25,
+    torch's own. ``bucket_views``: gradients lie in those pieces from the start, so that none is copied. ``static_graph``: every step uses
+    the same parameters in the same way, which torch then finds out once.
+    """
+
+    bucket_megabytes: float | None = Field(default=None, gt=0)
+    bucket_views: bool = True
+    static_graph: bool = False
+
+
 class Mix(Section):
     """Training on several ShardSets: ``weight`` samples of the recipe's own data for ``others[i].weight`` of each other, exactly."""
 
@@ -58,10 +71,11 @@ class Training(Section):
     checkpoint; 0: the first one ends the run. ``reduce_dtype``: what gradients are added up in over micro-batches and workers; with
     float64 a run hardly depends on the number of workers, for 8 bytes a parameter and a reduction that no longer runs beside the backward.
     ``init``: the ModelBundle whose weights a run starts from; null: from scratch. ``gradient_compression``: what workers send each other
-    their gradients in; null: as they are. ``compile``: the network's blocks are compiled, each kind once, at their first call.
+    their gradients in; null: as they are. ``ddp``: in which pieces. ``compile``: the network's blocks are compiled, each kind once, at
+    their first call.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "init", "gradient_compression", "compile", "reduce_dtype", "watch")
+    LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "init", "gradient_compression", "ddp", "compile", "reduce_dtype", "watch")
 
     images: int = Field(gt=0)
     global_batch: int = Field(gt=0)
@@ -76,6 +90,7 @@ class Training(Section):
     max_skipped: int = Field(default=0, ge=0)
     init: str | None = None
     gradient_compression: Literal["bfloat16", "float16"] | None = None
+    ddp: DataParallel = DataParallel()
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     reduce_dtype: Literal["float32", "float64"] = "float32"
     compile: bool = False
@@ -107,6 +122,8 @@ class Training(Section):
             )
         if self.gradient_compression is not None and self.reduce_dtype == "float64":
             raise ValueError(f"gradient_compression {self.gradient_compression} and reduce_dtype float64 exclude each other: take one out")
+        if self.ddp != DataParallel() and self.reduce_dtype == "float64":
+            raise ValueError("ddp is set, but reduce_dtype float64 averages by itself, when a step is over: take ddp out")
         patience = self.learning_rate.patience_images
         if patience is not None and patience % self.log_images:
             raise ValueError(f"learning_rate.patience_images {patience} must be a multiple of log_images {self.log_images}")

@@ -184,19 +184,24 @@ def _start(
         compiling.compile_regions(player, worker.device)
     state = TrainState.fresh(players, exported=objective.exported, measured=measured, stage=stage)
     own_sums = stage.training.reduce_dtype == "float64"
-    wrapped = {turn: players[turn] if own_sums else worker.wrap(players[turn]) for turn in dict.fromkeys(objective.turns)}
+    ddp = stage.training.ddp
+    wrapped = {turn: players[turn] if own_sums else worker.wrap(players[turn], ddp) for turn in dict.fromkeys(objective.turns)}
     for player in wrapped.values():
         compression.compress(player, stage.training.gradient_compression)
+    # DistributedDataParallel orders its buckets anew after its first backward; without this one the first step after a
+    # resume would add gradients up in another order than the uninterrupted run did. With a static graph its first backward must be one
+    # that all workers average, which the first micro-batch of several is not
+    for turn in wrapped if not own_sums and (checkpoint is not None or ddp.static_graph) else ():
+        batch = batches.batch(worker.rank * stage.training.micro_batch, stage.training.micro_batch)
+        before = {name: tensor.clone() for name, tensor in players[turn].state_dict().items()} if checkpoint is None else None
+        _backward(stage, state, objective, wrapped, precision, turn=turn, batch=batch, share=1.0, worker=worker)
+        players[turn].zero_grad(set_to_none=True)
+        if before is not None:  # running statistics
+            players[turn].load_state_dict(before)
     if checkpoint is None:
         say("starting from scratch" if init is None else fine_tune.told(init, stage))
         state.init_sha256 = None if init is None else init.manifest_sha256
         return state, objective, wrapped
-    # DistributedDataParallel orders its buckets anew after its first backward; without this one the first step after a
-    # resume would add gradients up in another order than the uninterrupted run did
-    for turn in () if own_sums else wrapped:
-        batch = batches.batch(worker.rank * stage.training.micro_batch, stage.training.micro_batch)
-        _backward(stage, state, objective, wrapped, precision, turn=turn, batch=batch, share=1.0, worker=worker)
-        players[turn].zero_grad(set_to_none=True)
     checkpoints.load(checkpoint, state)
     say(f"resuming at {state.images_seen} of {stage.training.images} images")
     then, now = checkpoint.manifest["environment"], environment(worker)

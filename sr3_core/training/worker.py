@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sr3_core.config import DataParallel
+
 BUCKET_MEGABYTES = 25.0  # DistributedDataParallel's own default; its first bucket is 1 MB
 
 
@@ -26,7 +28,7 @@ class Worker(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, options: DataParallel) -> nn.Module:
         """``module`` whose backward averages gradients over the workers, or the module itself when there is one worker."""
         ...
 
@@ -88,7 +90,7 @@ class LocalWorker:
         self.device = torch.device(device)
         self._stop = stop
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, options: DataParallel) -> nn.Module:
         return module
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
@@ -125,11 +127,16 @@ class DistributedWorker:
         self._bucket_megabytes = bucket_megabytes
         self._stop = stop
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, options: DataParallel) -> nn.Module:
         if self.world_size == 1:
             return module
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, bucket_cap_mb=self._bucket_megabytes, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            module,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            bucket_cap_mb=options.bucket_megabytes or self._bucket_megabytes,
+            gradient_as_bucket_view=options.bucket_views,
+            static_graph=options.static_graph,
+        )
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
         return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()

@@ -38,7 +38,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from sr3_core import config, summary
-from sr3_core.config import Stage
+from sr3_core.config import DataParallel, Stage
 from sr3_core.objectives.diffusion import Objective
 from sr3_core.training import loop
 from sr3_core.training.layout import Change, LayoutChanges
@@ -78,7 +78,7 @@ class Scripted(LocalWorker):
         super().__init__(device)
         self.script = script(self)
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, options: DataParallel) -> nn.Module:
         self.network = module
         return module
 

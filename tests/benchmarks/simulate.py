@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sr3_core import config
-from sr3_core.config import Section, Stage
+from sr3_core.config import DataParallel, Section, Stage
 from sr3_core.data.loader import Batch
 from sr3_core.seeds import generator
 from sr3_core.training import loop
@@ -144,8 +144,8 @@ class Member(GlooWorker):
         super().__init__(meeting, rank=rank, world_size=world_size, bucket_megabytes=1.0, timeout_seconds=GIVE_UP_SECONDS, stop=stop)
         self.link, self.steps, self.group = Link(bandwidth, world_size), folder / "steps", group
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        wrapped = super().wrap(module)
+    def wrap(self, module: nn.Module, options: DataParallel) -> nn.Module:
+        wrapped = super().wrap(module, options)
         if isinstance(wrapped, DistributedDataParallel):
             wrapped.register_comm_hook(None, self.link.exchange)
         return wrapped

@@ -39,7 +39,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from sr3_core import config
-from sr3_core.config import Stage
+from sr3_core.config import DataParallel, Stage
 from sr3_core.data.loader import Batch
 from sr3_core.importers.janspiry import read_config
 from sr3_core.objectives.diffusion import Objective
@@ -116,7 +116,7 @@ class Waiting(LocalWorker):
 
     network: nn.Module
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, options: DataParallel) -> nn.Module:
         self.network = module
         return module
 

@@ -55,3 +55,9 @@ def test_nonsense_is_refused() -> None:
         stage(gradient_compression="int8")
     with pytest.raises(BadInput, match="gradient_compression bfloat16 and reduce_dtype float64 exclude each other"):
         stage(gradient_compression="bfloat16", reduce_dtype="float64")
+
+
+def test_how_gradients_travel_is_refused_where_nothing_reads_it() -> None:
+    with pytest.raises(BadInput, match="ddp is set, but reduce_dtype float64 averages by itself"):
+        stage(ddp={"static_graph": True}, reduce_dtype="float64")
+    assert "ddp" not in stage().canonical_json(), "fingerprints stay"

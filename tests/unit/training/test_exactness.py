@@ -43,7 +43,7 @@ def logged(folder: Path, run: str) -> dict[int, dict[str, float]]:
     return without_clock([json.loads(line) for line in (folder / f"{run}.jsonl").read_text().splitlines()])
 
 
-def killed(workers: int) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
+def killed(workers: int, **training: Any) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
     """At which step of each life something dies, and the lives: 24 images are always behind the second."""
     steps = np.random.default_rng(workers).integers(1, [4, 4, 3])
     dying: list[dict[str, Any]] = [
@@ -52,7 +52,8 @@ def killed(workers: int) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
         {"kill_all": int(steps[2])},
         {},
     ]
-    return steps, [{"run": "whole", "workers": workers}, *({"run": "killed", "workers": workers, **how} for how in dying)]
+    shared = {"workers": workers, "training": training}
+    return steps, [{"run": "whole", **shared}, *({"run": "killed", **shared, **how} for how in dying)]
 
 
 def elsewhere(reduce_dtype: str, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -62,9 +63,14 @@ def elsewhere(reduce_dtype: str, sizes: tuple[int, ...]) -> list[dict[str, Any]]
     return [{"run": "alone", "workers": 1, "training": training}, *others]
 
 
+DDP = {
+    "static": {"ddp": {"static_graph": True}},
+    "copied": {"ddp": {"bucket_views": False, "bucket_megabytes": 0.05}},
+}
 SIZES = {"float32": (2, 3), "float64": (3,)}
 PLANS = {
     **{f"killed{workers}": killed(workers)[1] for workers in (1, 2, 3)},
+    **{name: killed(2, **training)[1] for name, training in DDP.items()},
     "noticed": [
         {"run": "whole", "workers": 2},
         {"run": "noticed", "workers": 2, "term": {"1": 3}},
@@ -91,16 +97,22 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, lis
 Lived = dict[str, tuple[Path, list[list[int]]]]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_a_run_killed_at_random_steps_ends_bit_equal(lived: Lived, workers: int) -> None:
+@pytest.mark.parametrize(("plan", "workers"), [("killed1", 1), ("killed2", 2), ("killed3", 3), *((name, 2) for name in DDP)])
+def test_a_run_killed_at_random_steps_ends_bit_equal(lived: Lived, plan: str, workers: int) -> None:
     """Killed by -9: the last worker, the first (which writes), then all at once; each time the rest breaks off and the run starts anew."""
-    folder, (whole, last, first, every, end) = lived[f"killed{workers}"]
+    folder, (whole, last, first, every, end) = lived[plan]
     assert whole == end == [0] * workers
     assert last[-1] == first[0] == -9 and every == [-9] * workers and 0 not in last + first, killed(workers)[0]
     assert newest(folder / "whole") == newest(folder / "killed")
     assert logged(folder, "whole") == logged(folder, "killed") and set(logged(folder, "whole")) == {36, 72, 96}
     said = (folder / "killed.said").read_text()
     assert said.count("starting from scratch") + said.count("resuming at") == 4 and "resuming at" in said
+
+
+def test_how_gradients_are_exchanged_moves_no_bit(lived: Lived) -> None:
+    """With buckets of one size; smaller ones may be added up in another order."""
+    plain, static = (newest(lived[plan][0] / "whole") for plan in ("killed2", "static"))
+    assert plain == static
 
 
 def test_a_notice_to_one_worker_stops_all_after_that_step_with_a_checkpoint(lived: Lived) -> None:
