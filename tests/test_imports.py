@@ -17,7 +17,7 @@ SEAMS = {
     "fsspec": ("sr3_core/remote.py",),
     "PIL": ("sr3_core/images/",),
     "kubernetes": ("components/kubernetes_api.py",),
-    "ray": ("components/cluster.py", "components/jobs.py", "components/train/ray_launcher.py"),
+    "ray": ("components/cluster.py", "components/jobs.py", "components/train/ray_launcher.py", "components/train/gauges.py"),
     "mlflow": ("sr3_core/tracking/", "components/export/"),
     "kfp": (
         "pipeline/",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from components import cluster, provenance
 from components.jobs import run_elsewhere
+from components.train.gauges import Gauges
 from sr3_core import config, plugins, storage, tracking
 from sr3_core.artifacts import bundle
 from sr3_core.artifacts.bundle import ModelBundle
@@ -145,6 +146,7 @@ class _Follower:
 
     def __init__(self, stage: Stage, tracker: Tracker, task: str) -> None:
         self._stage, self._tracker, self._task = stage, tracker, task
+        self._gauges = Gauges(stage.name)
         self._progress: Progress | None = None
         self._seen = self._looked = 0
 
@@ -167,6 +169,7 @@ class _Follower:
         elif images_seen > self._seen:
             self._progress.advance(images_seen - self._seen, f"loss {metrics['loss']:.4g}" if "loss" in metrics else "")
             self._tracker.log_metrics(metrics, step=images_seen)
+            self._gauges.tell(images_seen, metrics)
             self._seen = images_seen
 
     def _look(self, images_seen: int, metrics: dict[str, float], picture: bytes | None) -> None:
@@ -175,6 +178,7 @@ class _Follower:
             return
         self._looked = images_seen
         self._tracker.log_metrics(metrics, step=images_seen)
+        self._gauges.tell(images_seen, metrics)
         short = {"validation/loss": "loss", "validation/psnr_rgb": "PSNR in dB", "validation/lpips": "LPIPS", "validation/ssim": "SSIM"}
         found = [f"{name} {metrics[metric]:.4g}" for metric, name in short.items() if metric in metrics]
         watch = self._stage.training.watch

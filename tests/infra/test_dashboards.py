@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from components.train.gauges import GAUGES
 from tests.infra.manifests import K8S, Document, one, parse, render
 
 MONITORING = K8S / "components" / "monitoring"
@@ -19,9 +20,10 @@ DEFINED = ("dashboard/modules/reporter", "autoscaler/_private/prom_metrics.py", 
 USED = ("dashboard/modules/metrics/dashboards",)
 METRICS = ("Gauge", "Counter", "Histogram", "Sum")
 SUFFIXES = ("_total", "_bucket", "_sum", "_count")
-FROM_KUBERNETES = {"namespace", "instance", "ray_io_cluster"}  # labels that the PodMonitor adds
+ADDED = {"namespace", "instance", "ray_io_cluster", "stage"}  # labels that the PodMonitor adds, and that of our own gauges
 WORDS = {
-    "sum", "avg", "min", "max", "by", "without", "on", "unless", "and", "or", "rate", "increase", "histogram_quantile", "label_values",
+    "sum", "avg", "min", "max", "by", "without", "on", "unless", "and", "or", "rate", "increase", "changes", "offset",
+    "histogram_quantile", "label_values",
 }  # fmt: skip
 
 
@@ -45,6 +47,7 @@ def metrics_of(expression: str) -> set[str]:
     """Names of metrics in a PromQL expression: words that are no function, no keyword, no label and no text."""
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"", "", expression)
     bare = re.sub(r"\b(by|without|on)\s*\([^)]*\)", "", bare)
+    bare = re.sub(r"\boffset \w+", "", bare)
     bare = re.sub(r"label_values\((.*),.*\)", r"\1", bare)
     return {word for word in re.findall(r"[A-Za-z_][A-Za-z0-9_]*", bare) if word not in WORDS}
 
@@ -68,8 +71,8 @@ def sources(places: tuple[str, ...]) -> Iterator[Path]:
 
 @functools.cache
 def known() -> frozenset[str]:
-    """Names under which the installed Ray exports metrics to Prometheus."""
-    names = set[str]()
+    """Names under which the installed Ray, and our training through it, export metrics to Prometheus."""
+    names = {f"ray_sr3_train_{name}" for name in GAUGES}
     for path in sources(DEFINED):
         text = path.read_text(encoding="utf-8")
         if not any(kind in text for kind in METRICS):
@@ -111,7 +114,7 @@ def test_every_metric_and_label_is_one_of_rays(place: str) -> None:
     assert names, "asks for nothing"
     assert not {name for name in names if not is_known(name)}
     assert 'namespace="sr3"' in expression
-    assert not labels_of(expression) - known_labels() - FROM_KUBERNETES
+    assert not labels_of(expression) - known_labels() - ADDED
 
 
 def test_an_invented_metric_and_label_are_found() -> None:
@@ -123,6 +126,8 @@ def test_an_invented_metric_and_label_are_found() -> None:
     assert not is_known("ray_serve_deployment_requests_total")
     assert is_known("ray_serve_deployment_request_counter_total")
     assert is_known("ray_train_controller_state")
+    assert is_known("ray_sr3_train_loss")
+    assert not is_known("ray_sr3_train_happiness")
     assert "gpu_happiness" not in known_labels()
     assert labels_of('sum(x{Name="CPU", le!~"1"}) by (State, node)') == {"Name", "le", "State", "node"}
 
