@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -22,6 +23,7 @@ from sr3_core.errors import EXIT_BAD_INPUT, EXIT_FAILED, BadInput, Failed
 from sr3_core.progress import say
 
 PARENT = "SR3_PARENT"  # set by `sr3 run`: identity of the process whose end ends the rooms (a shell stands between them)
+ALIVE = "SR3_ALIVE"  # in a container, which sees no process outside: a file that who started it holds a lock on
 _PACKAGES = ("pipeline", "components", "sr3_core")
 _WATCH_SECONDS = 0.5
 _LAST_WORD_SECONDS = 8.0  # for what is to be ended elsewhere, once the one who started the room is gone
@@ -104,6 +106,8 @@ def watch_parent() -> None:
     parent = named or (processes.identity(os.getppid()) if os.getppid() > 1 else "")
     if parent:
         threading.Thread(target=_watch, args=(parent,), name="sr3-orphan-watch", daemon=True).start()
+    if lock := os.environ.get(ALIVE, ""):
+        threading.Thread(target=_watch_lock, args=(Path(lock),), name="sr3-lock-watch", daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -124,6 +128,16 @@ def _terminated(number: int, _frame: object) -> None:
 def _watch(parent: str) -> None:
     while processes.is_alive(parent):
         time.sleep(_WATCH_SECONDS)
+    _end_all()
+
+
+def _watch_lock(path: Path) -> None:
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # the kernel gives it when its holder ends, however it ends
+    _end_all()
+
+
+def _end_all() -> None:
     words = [threading.Thread(target=act, daemon=True) for act in _last_words]
     for word in words:
         word.start()

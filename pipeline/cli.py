@@ -64,24 +64,26 @@ def _runtime(command: Any) -> Any:
 @click.argument("recipe")
 @_SET
 @_runtime
-@click.option("--runner", type=click.Choice(["subprocess"]), default="subprocess", help="KFP's local runner.")
+@click.option(
+    "--runner",
+    type=click.Choice(["subprocess", "docker"]),
+    default="subprocess",
+    show_default=True,
+    help="Rooms as processes or containers.",
+)
+@click.option("--images", default="", help="With docker: image of each room, {room} in it; default: those of make images for this code.")
 @click.option("--verbose", is_flag=True, help="Show everything that goes to run.log.")
-def run(
-    recipe: str, overrides: tuple[str, ...], root: str, mlflow_uri: str, ray_address: str, run_key: str, runner: str, verbose: bool
-) -> None:
+def run(recipe: str, overrides: tuple[str, ...], verbose: bool, **given: str) -> None:
     """Run the whole pipeline of RECIPE (a name or a YAML file) on this machine. The same command goes on where it was stopped.
 
     \b
     sr3 run demo
     sr3 run demo --set data.source=folder --set data.options.uri=~/photos --root ~/sr3-runs
+    sr3 run demo --runner docker
     """
     from pipeline import run as implementation
 
-    sys.exit(
-        implementation.run(
-            recipe, list(overrides), root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key, verbose=verbose
-        )
-    )
+    sys.exit(implementation.run(recipe, list(overrides), verbose=verbose, **given))
 
 
 @main.command("compile")

@@ -1,4 +1,4 @@
-"""`sr3 run`: the compiled DAG on this machine by KFP's own engine - one process per task - from checks to the closing table.
+"""`sr3 run`: the compiled DAG on this machine by KFP's own engine - one process or container per task - from checks to the closing table.
 
 Order: checks, run.log, the engine, the table. A signal ends every process below this one, by pid; the same command goes on.
 """
@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from components import entry
-from pipeline import console, dag, next_steps, preflight
+from pipeline import console, dag, next_steps, preflight, resources
 from sr3_core import config, processes, storage, tracking
 from sr3_core.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, BadInput, Failed
 
@@ -39,11 +40,38 @@ class Place:
     folder: Path  # the one that the command was given in
 
 
-def run(recipe_name: str, overrides: list[str], *, root: str, mlflow_uri: str, ray_address: str, run_key: str, verbose: bool) -> int:
-    """Run the recipe here; the exit code. Raises BadInput before anything was started."""
+class Rooms(Protocol):
+    """What the rooms run in: ``_Processes``, or ``pipeline.containers.Containers``, whose docstrings hold for both."""
+
+    images: str
+    notes: list[str]
+
+    def started(self, *, root: str, mlflow_uri: str, kfp_root: Path, log: Path) -> contextlib.AbstractContextManager[tuple[Any, str]]: ...
+    def stop(self, *, at_once: bool) -> None: ...
+    def memory_bytes(self) -> int: ...
+    def accept(self, kfp_root: Path, *, since: float) -> None: ...
+
+
+def run(
+    recipe_name: str,
+    overrides: list[str],
+    *,
+    root: str,
+    mlflow_uri: str,
+    ray_address: str,
+    run_key: str,
+    verbose: bool,
+    runner: str = "subprocess",
+    images: str = "",
+) -> int:
+    """Run the recipe here, its rooms as processes or, with ``runner`` "docker", as containers of ``images``; the exit code.
+
+    Raises BadInput before anything was started.
+    """
     start = time.time()
     recipe = preflight.absolute_sources(config.load(recipe_name, overrides))
     place = resolve(recipe, root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key)
+    rooms = _rooms(recipe, runner, images)
     preflight.check(recipe, root=place.root, mlflow_uri=place.mlflow_uri, ray_address=place.ray_address, run_key=place.run_key)
     entry.check_code_lookup()
     entry.enter_work_folder(place.root)
@@ -56,10 +84,15 @@ def run(recipe_name: str, overrides: list[str], *, root: str, mlflow_uri: str, r
     screen = console.Console(log, terminal=sys.stdout, verbose=verbose)
     screen.say(f"log: {log}")
     screen.say(f"run {place.run_key}: {' -> '.join(tasks[:-1])} under {place.root}")
+    for note in rooms.notes:
+        screen.say(note)
     failure = ""
-    with _watching(place, screen) as peak, contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):  # type: ignore[type-var]
+    with _watching(place, screen, rooms) as peak, contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):  # type: ignore[type-var]
         try:
-            _run_engine(recipe, place)
+            _run_engine(recipe, place, rooms, log=log.with_name("mlflow.log"))
+            rooms.accept(_local(place, ".kfp"), since=start)
+        except Failed as error:
+            failure = str(error)
         except Exception as error:  # the engine's RuntimeError says which task failed; the task's own file says why
             failure = f"{type(error).__name__}: {error}"
     code = _close(place, tasks, screen, failure)
@@ -78,16 +111,53 @@ def resolve(recipe: config.Recipe, *, root: str, mlflow_uri: str, ray_address: s
     return Place(root=root, mlflow_uri=uri, ray_address=ray_address, run_key=key, default_root=default, folder=Path.cwd())
 
 
-def _run_engine(recipe: config.Recipe, place: Place) -> None:
+def _rooms(recipe: config.Recipe, runner: str, images: str) -> Rooms:
+    if runner == "docker":
+        from pipeline import containers
+
+        return containers.Containers(recipe, images)
+    if images:
+        raise BadInput(f"--images {images} with --runner {runner}", "--images with --runner docker", "leave it out, or add --runner docker")
+    return _Processes()
+
+
+def _run_engine(recipe: config.Recipe, place: Place, rooms: Rooms, *, log: Path) -> None:
     """The DAG through kfp.local; raises RuntimeError when a task fails. Its own files go to <root>/.kfp."""
     from kfp import local
 
     workspace = Path.cwd() / "kfp-workspace"  # the engine deletes it after every run
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(_local(place, ".kfp")), workspace_root=str(workspace))
-    pipeline = dag.build(recipe, on_server=False)
-    with _plain_interpreter(), warnings.catch_warnings():
+    pipeline = dag.build(recipe, on_server=False, images=rooms.images)
+    kfp_root = _local(place, ".kfp")
+    with (
+        rooms.started(root=place.root, mlflow_uri=place.mlflow_uri, kfp_root=kfp_root, log=log) as (runner, mlflow_uri),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", module=r"kfp\.local\..*")  # images and display names mean nothing here: known
-        pipeline(root=place.root, mlflow_uri=place.mlflow_uri, run_key=place.run_key, ray_address=place.ray_address)
+        local.init(runner, pipeline_root=str(kfp_root), workspace_root=str(workspace))
+        pipeline(root=place.root, mlflow_uri=mlflow_uri, run_key=place.run_key, ray_address=place.ray_address)
+
+
+class _Processes:
+    """The rooms as processes below this one: what ends, measures and judges them is what does so for every process below it."""
+
+    images = resources.IMAGES
+    notes: list[str] = []  # noqa: RUF012 - never filled
+
+    @contextlib.contextmanager
+    def started(self, *, root: str, mlflow_uri: str, kfp_root: Path, log: Path) -> Iterator[tuple[Any, str]]:
+        from kfp import local
+
+        with _plain_interpreter():
+            yield local.SubprocessRunner(use_venv=False), mlflow_uri
+
+    def stop(self, *, at_once: bool) -> None:
+        end_below(patience_seconds=0.0 if at_once else _PATIENCE_SECONDS)
+
+    def memory_bytes(self) -> int:
+        return 0
+
+    def accept(self, kfp_root: Path, *, since: float) -> None:
+        """A process that ended has an exit code, which the engine has looked at."""
 
 
 @contextlib.contextmanager
@@ -108,10 +178,11 @@ def _plain_interpreter() -> Iterator[None]:
 
 
 class _Peak:
-    """Highest memory of this process and everything below it, sampled."""
+    """Highest memory of this process, everything below it and ``beside``, sampled."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Callable[[], int]) -> None:
         self.bytes = 0
+        self._beside = beside
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="sr3-memory", daemon=True)
         self._thread.start()
@@ -119,7 +190,7 @@ class _Peak:
     def _sample(self) -> None:
         me = os.getpid()
         while True:
-            self.bytes = max(self.bytes, processes.memory_bytes([me, *processes.descendants(me)]))
+            self.bytes = max(self.bytes, processes.memory_bytes([me, *processes.descendants(me)]) + self._beside())
             if self._stop.wait(_SAMPLE_SECONDS):
                 return
 
@@ -129,7 +200,7 @@ class _Peak:
 
 
 @contextlib.contextmanager
-def _watching(place: Place, screen: console.Console) -> Iterator[_Peak]:
+def _watching(place: Place, screen: console.Console, rooms: Rooms) -> Iterator[_Peak]:
     """Signals end everything below this process; orphans below it come to it; its memory is sampled."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     stopping = False
@@ -142,6 +213,7 @@ def _watching(place: Place, screen: console.Console) -> Iterator[_Peak]:
         stopping = True
         with contextlib.suppress(RuntimeError):  # the signal came in the middle of a write
             screen.say(f"{signal.Signals(number).name}: ending the rooms; the same command goes on from here")
+        rooms.stop(at_once=False)
         end_below(patience_seconds=_PATIENCE_SECONDS)
         _mark_killed(place, screen)
         screen.close()
@@ -151,7 +223,7 @@ def _watching(place: Place, screen: console.Console) -> Iterator[_Peak]:
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # nohup stays in force
             signal.signal(number, stop)
-    peak = _Peak()
+    peak = _Peak(rooms.memory_bytes)
     try:
         yield peak
     finally:

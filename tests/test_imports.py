@@ -18,6 +18,7 @@ SEAMS = {
     "PIL": ("sr3_core/images/",),
     "kubernetes": ("components/kubernetes_api.py",),
     "ray": ("components/cluster.py", "components/jobs.py", "components/train/ray_launcher.py", "components/train/gauges.py"),
+    "docker": ("pipeline/containers.py",),
     "mlflow": ("sr3_core/tracking/", "components/export/"),
     "kfp": (
         "pipeline/",
