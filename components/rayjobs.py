@@ -94,6 +94,7 @@ def _attempt(api: Api, held: list[str], module: str, arguments: Sequence[str], *
     """The name of the RayJob to follow: one that is there with the same entry and not at its end, else a new one. It is ``held`` then."""
     variables = {
         cluster.CODE_HASH_VARIABLE: cluster.code_hash(), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "1",  # for the cluster's Prometheus; see components/train/gauges.py
         **{name: os.environ[name] for name in _NAMED if name in os.environ},
     }  # fmt: skip
     there = {job["metadata"]["name"]: job for job in api.attempts(fingerprint)}

@@ -10,7 +10,7 @@ GAUGES = {
     "loss": "Training loss, mean of the last logged stretch",
     "gradient_norm": "Norm of the gradient, mean of the last logged stretch",
     "images_per_second": "Images per second of all workers",
-    "data_wait_share": "Share of the time that rank 0 waits for data, 0 to 1",
+    "data_wait_share": "Share of the time that the worker that waits most waits for data, 0 to 1",
     "model_flops_utilisation": "FLOP/s of the model as a share of the devices' peak, 0 to 1",
     "validation_loss": "Loss of the averaged weights on held-out images",
     "validation_psnr_rgb": "PSNR of the averaged weights on held-out images, dB",

@@ -1,5 +1,6 @@
-"""A single room by ``ray job submit --working-dir .`` on a Ray head, as the README shows it."""
+"""A single room by ``ray job submit`` on a Ray head, as README.md and infra/README.md show it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from sr3_core.config import Data
 from sr3_core.data import shards
 from sr3_core.data.sources import folder
 from tests.conftest import BIN, RECIPES, REPOSITORY, RayHead, write_photos
+from tests.infra.readme import of
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +49,32 @@ def test_the_train_room_as_a_ray_job(tmp_path: Path, made: ShardSet, ray_head: R
 def test_the_train_room_submits_itself_to_a_job_address(tmp_path: Path, made: ShardSet, ray_head: RayHead) -> None:
     said = submitted([sys.executable, *room(made, tmp_path), "--ray-address", ray_head.jobs], made, tmp_path)
     assert f"to {ray_head.jobs}" in said and "bundle -> " in said
+
+
+def test_the_four_rooms_one_after_the_other_as_the_cluster_readme_submits_them(tmp_path: Path, ray_head: RayHead) -> None:
+    """The commands of infra/README.md with this machine's places and the test's recipe in them; what a room prints is the next one's."""
+    write_photos(tmp_path / "photos", 14)
+    root, tiny = tmp_path / "runs", str(RECIPES / "tiny.yaml")
+    places = {
+        "http://localhost:8265": ray_head.jobs, "gs://my-project-sr3/runs": str(root), "http://sr3-mlflow.sr3:5000": f"sqlite:///{tmp_path}/m.db",
+        "sr3-demo": "sr3-tiny", "sr256": "x2",
+    }  # fmt: skip
+    said: dict[str, str] = {}
+    for words in of("ray", "job", "submit"):
+        room = words[words.index("-m") + 1].removeprefix("components.")
+        text = "\0".join(words).replace("\0--recipe\0demo", f"\0--recipe\0{tiny}" + f"\0--set\0data.options.uri={tmp_path}/photos")
+        for shown, here in places.items():
+            text = text.replace(shown, here)
+        text = re.sub("\0--bundle\0[^\0]*/sr1024/[^\0]*", "", text).replace("HEX", said.get("x2 sha256", ""))
+        for place in ("shards", "train/x2", "eval"):  # where the rooms before it have put what this one takes
+            fingerprints = [path.name for path in (root / place).glob("*") if re.fullmatch("[0-9a-f]{16}", path.name)]
+            text = text.replace(f"{root}/{place}/FINGERPRINT", f"{root}/{place}/{''.join(fingerprints)}")
+        assert "FINGERPRINT" not in text, room
+        command = [str(BIN / "ray"), "job", "submit", *text.split("\0")]
+        ended = subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, f"{room}: {ended.stdout[-4000:]}{ended.stderr[-2000:]}"
+        said[room], sha256 = re.findall(r"^((?:/|models:)\S+)(?: ([0-9a-f]{64}))?$", ended.stdout, re.MULTILINE)[-1]
+        if room == "train":
+            said["x2 sha256"] = sha256
+    assert list(said) == ["prepare", "train", "x2 sha256", "evaluate", "export"]
+    assert said["export"].startswith("models:/")

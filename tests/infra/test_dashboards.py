@@ -132,6 +132,13 @@ def test_an_invented_metric_and_label_are_found() -> None:
     assert labels_of('sum(x{Name="CPU", le!~"1"}) by (State, node)') == {"Name", "le", "State", "node"}
 
 
+def test_our_gauges_are_of_what_the_training_logs() -> None:
+    from sr3_core.training import pace
+
+    logged = pace.NAMES | {"loss", "gradient_norm", "images_seen", "validation_loss", "validation_psnr_rgb"}
+    assert set(GAUGES) <= logged
+
+
 def test_every_alert_says_what_to_do() -> None:
     for rule in alerts():
         assert set(rule["annotations"]) == {"summary", "do"}, rule["alert"]

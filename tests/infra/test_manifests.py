@@ -1,16 +1,14 @@
 """infra/k8s: every tree renders, every object is one that Kubernetes and KubeRay know, and what must hold together does."""
 
 import copy
-import json
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import kubernetes_validate
 import pytest
 
 from pipeline import resources
+from tests import published
 from tests.infra.manifests import OVERLAYS, RUNS, TREES, Document, name_of, one, pods, render
 
 NOT_BUILT_IN = ("ray.io/", "kueue.x-k8s.io/", "monitoring.coreos.com/")
@@ -67,25 +65,8 @@ def test_a_wrong_ray_cluster_is_refused(change: Document, told: str, schemas: Pa
 
 
 def faults(document: Document, schemas: Path) -> list[str]:
-    """What the published openAPI schema of the document's kind has against it, unknown fields included."""
-    name = f"{document['apiVersion'].replace('/', '_').partition('_')[0]}_{document['kind'].lower()}s.v1.json"
-    schema = closed(json.loads((schemas / name).read_text()))
-    return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(document)]
-
-
-def closed(schema: Any) -> Any:
-    """The same schema that refuses fields it does not name, as Kubernetes does. An object that names none, or says so, stays open."""
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    named = schema.get("properties")
-    inner = {key: closed(value) for key, value in schema.items() if key != "properties"}
-    if not isinstance(named, dict):
-        return inner
-    inner["properties"] = {key: closed(value) for key, value in named.items()}
-    is_open = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
-    return inner if is_open else {**inner, "additionalProperties": False}
+    """What the published schema of the document's kind has against it, unknown fields included."""
+    return [error.message for error in published.kuberay(schemas, f"{document['kind'].lower()}s").iter_errors(document)]
 
 
 @pytest.mark.parametrize("tree", TREES)
