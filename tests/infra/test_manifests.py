@@ -195,3 +195,13 @@ def test_images_are_those_that_this_version_builds() -> None:
     for tree in OVERLAYS:
         images = {container["image"].rpartition("/")[2] for d in render(tree) for _, pod in pods(d) for container in pod["containers"]}
         assert {f"sr3-train:{resources.VERSION}", f"sr3-mlflow:{resources.VERSION}"} <= images
+
+
+def test_without_kubectl_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("E2E", raising=False)
+    with pytest.raises(pytest.fail.Exception, match=r"kubectl is missing: install 1\.27 or newer"):
+        render("base")
+    monkeypatch.setenv("E2E", "no-kubernetes")
+    with pytest.raises(pytest.skip.Exception, match="not tested without kubectl"):
+        render("base")
