@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sr3_core import processes, storage
-from sr3_core.artifacts.lease import InUse
+from sr3_core.artifacts.lease import IN_USE, InUse
 from sr3_core.errors import EXIT_BAD_INPUT, EXIT_FAILED, BadInput, Failed
 from sr3_core.progress import say
 
@@ -28,6 +28,7 @@ _PACKAGES = ("pipeline", "components", "sr3_core")
 _WATCH_SECONDS = 0.5
 _LAST_WORD_SECONDS = 8.0  # for what is to be ended elsewhere, once the one who started the room is gone
 _last_words: list[Callable[[], None]] = []
+BAD_INPUT = "bad input: "  # the head of what a BadInput says
 RECEIPT_BYTES = 8 * 1024 * 1024  # an artifact is carried whole to each consumer and to the browser
 
 
@@ -119,6 +120,15 @@ def when_orphaned(act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _last_words.remove(act)
+
+
+def told(line: str, *, see: str) -> BadInput:
+    """The BadInput that a room elsewhere told of in ``line``, its text without the head: InUse where waiting may mend it. ``see`` is where
+    to look when the line says little."""
+    got, _, rest = line.partition("; allowed: ")
+    allowed, _, do = rest.partition("; do: ")
+    kind = InUse if IN_USE in got else BadInput
+    return kind(got or "input that the job refused", allowed or "see the job's log", do or see)
 
 
 def _terminated(number: int, _frame: object) -> None:

@@ -20,7 +20,6 @@ from sr3_core.progress import say
 RETRIES = 5  # after 1, 2, 4, 8 and 16 seconds
 _LOG_RETRIES = 2  # then the status alone is asked for: the log may be lost where the job is not
 _POLL_SECONDS = 1.0
-_BAD_INPUT = "bad input: "
 
 
 def run_elsewhere(address: str, module: str, arguments: Sequence[str], *, fingerprint: str, scaling: Scaling) -> None:
@@ -81,9 +80,7 @@ def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fi
     if info.status == JobStatus.SUCCEEDED:
         return
     if info.driver_exit_code == EXIT_BAD_INPUT:
-        got, _, rest = (bad or "input that the job refused").partition("; allowed: ")
-        allowed, _, do = rest.partition("; do: ")
-        raise BadInput(got, allowed or "see the job's log", do or f"ray job logs {job}")
+        raise entry.told(bad, see=f"ray job logs {job}")
     raise Failed(f"job {job} at {address} ended as {info.status.value} (exit code {info.driver_exit_code}); log: ray job logs {job}")
 
 
@@ -98,8 +95,8 @@ def _follow(client: Any, job: str, address: str) -> tuple[Any, str]:
                         continue
                     print(line, flush=True)
                     printed, failures = printed + 1, 0
-                    if _BAD_INPUT in line:
-                        bad = line.partition(_BAD_INPUT)[2]
+                    if entry.BAD_INPUT in line:
+                        bad = line.partition(entry.BAD_INPUT)[2]
             info = client.get_job_info(job)
             if info.status.is_terminal():
                 return info, bad

@@ -54,18 +54,17 @@ class Api:
         found = self._ask("list", lambda: self._custom.list_namespaced_custom_object(**self._place, label_selector=chosen, **_TIMES))
         return [job for job in found["items"] if job["metadata"].get("labels", {}).get(FINGERPRINT_LABEL) == fingerprint]
 
-    def create(self, body: dict[str, Any]) -> bool:
-        """Create the RayJob; False when one of its name is there."""
+    def create(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """The RayJob as it was created; None when one of its name is there."""
         from kubernetes.client import ApiException
 
-        def make() -> bool:
+        def make() -> dict[str, Any] | None:
             try:
-                self._custom.create_namespaced_custom_object(**self._place, body=body, **_TIMES)
+                return dict(self._custom.create_namespaced_custom_object(**self._place, body=body, **_TIMES))
             except ApiException as error:
                 if error.status == 409:
-                    return False
+                    return None
                 raise
-            return True
 
         return self._ask("create", make)
 
@@ -83,16 +82,26 @@ class Api:
 
         return self._ask("get", read)
 
-    def delete(self, name: str) -> None:
-        """Remove the RayJob, and with it (KubeRay owns them by it) its cluster and its submitter. Says so when that cannot be done."""
-        from kubernetes.client import ApiException
+    def delete(self, job: dict[str, Any]) -> None:
+        """Remove the RayJob, and with it (KubeRay owns them by it) its cluster and its submitter; never another one that bears its name by
+        now. ``job`` is as the server gave it, or as it was to be created. Says so when it cannot be removed."""
+        from kubernetes.client import ApiException, V1DeleteOptions, V1Preconditions
+
+        name = job["metadata"]["name"]
 
         def remove() -> None:
-            with contextlib.suppress(ApiException):
-                self._custom.delete_namespaced_custom_object(**self._place, name=name, propagation_policy="Background", **_TIMES)
-                return
-            if self.get(name) is not None:
-                self._custom.delete_namespaced_custom_object(**self._place, name=name, propagation_policy="Background", **_TIMES)
+            uid = job["metadata"].get("uid")
+            if uid is None:  # it may not be there, or be another's that was quicker
+                there = self.get(name)
+                if there is None or there["spec"]["entrypoint"] != job["spec"]["entrypoint"]:
+                    return
+                uid = there["metadata"].get("uid")
+            options = V1DeleteOptions(propagation_policy="Background", preconditions=V1Preconditions(uid=uid))
+            try:
+                self._custom.delete_namespaced_custom_object(**self._place, name=name, body=options, **_TIMES)
+            except ApiException as error:
+                if error.status not in (404, 409):  # gone; another one
+                    raise
 
         try:
             self._ask("delete", remove)

@@ -5,13 +5,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from components import cluster
+from components import cluster, entry
 from sr3_core.progress import say
 
 SUBMITTER_LABEL = "job-name"  # set by Kubernetes on a Job's pods; KubeRay names the submitter's Job as the RayJob
 _POLL_SECONDS = 1.0
 _END_SECONDS = 15.0  # for the log's last lines after the job has ended
-_BAD_INPUT = "bad input: "
 
 
 class Log(threading.Thread):
@@ -65,8 +64,8 @@ class Log(threading.Thread):
                 continue
             self._printed = number + 1
             print(line, flush=True)
-            if _BAD_INPUT in line:
-                self.bad = line.partition(_BAD_INPUT)[2]
+            if entry.BAD_INPUT in line:
+                self.bad = line.partition(entry.BAD_INPUT)[2]
 
     def _lines(self, pod: str) -> Iterator[str]:
         """The pod's log from its beginning to its end, or to where the job has ended."""

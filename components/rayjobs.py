@@ -37,12 +37,12 @@ def run(address: str, module: str, arguments: Sequence[str], *, fingerprint: str
     """
     image = image_of(module.rpartition(".")[2])
     api = Api(namespace(address, scaling))
-    held: list[str] = []  # the RayJob that is this caller's to remove
+    held: list[dict[str, Any]] = []  # the RayJob that is this caller's to remove
     log: Log | None = None
 
     def end() -> None:
-        for name in held:
-            api.delete(name)
+        for job in held:
+            api.delete(job)
 
     with entry.when_orphaned(end):
         try:
@@ -53,7 +53,7 @@ def run(address: str, module: str, arguments: Sequence[str], *, fingerprint: str
             log.end()
         except OutOfReach as error:
             lost = f"Kubernetes at {address} is out of reach ({error})"
-            left = f"; RayJob {held[0]} goes on: the same command follows it again" if held else "; check the cluster"
+            left = f"; RayJob {held[0]['metadata']['name']} goes on: the same command follows it again" if held else "; check the cluster"
             held.clear()
             raise Failed(lost + left) from None
         finally:
@@ -90,7 +90,9 @@ def namespace(address: str, scaling: Scaling) -> str:
     return named
 
 
-def _attempt(api: Api, held: list[str], module: str, arguments: Sequence[str], *, fingerprint: str, image: str, scaling: Scaling) -> str:
+def _attempt(
+    api: Api, held: list[dict[str, Any]], module: str, arguments: Sequence[str], *, fingerprint: str, image: str, scaling: Scaling
+) -> str:
     """The name of the RayJob to follow: one that is there with the same entry and not at its end, else a new one. It is ``held`` then."""
     variables = {
         cluster.CODE_HASH_VARIABLE: cluster.code_hash(), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
@@ -106,14 +108,15 @@ def _attempt(api: Api, held: list[str], module: str, arguments: Sequence[str], *
             variables=variables, owner=owner,
         )  # fmt: skip
         if name not in there:
-            held[:] = [name]  # before it is there: a TERM may come in the middle
-            if api.create(body):
+            held[:] = [body]  # before it is there: a TERM may come in the middle
+            if (job := api.create(body)) is not None:
+                held[:] = [job]
                 say("ray", f"created RayJob {name} in {api.namespace}: {scaling.workers} workers of {image}")
                 return name
             held.clear()
         job = there.get(name) or api.get(name)  # 409: made by another meanwhile, or by a try of ours whose answer was lost
         if job is not None and _may_be_followed(job, body):
-            held[:] = [name]
+            held[:] = [job]
             say("ray", f"following RayJob {name} in {api.namespace}, which is there already")
             return name
     raise Failed(f"conflict (409): {_ATTEMPTS} RayJobs sr3-{fingerprint}-N are there in {api.namespace}; remove those that are done with")
@@ -169,7 +172,7 @@ def _stuck(api: Api, name: str, status: dict[str, Any], image: str) -> BadInput 
             return BadInput(f"KubeRay cannot make the pods ({message})", "pods that the namespace admits", "mend what it names")
     named = status.get("rayClusterName", "")
     for pod in [*(api.pods(f"ray.io/cluster={named}") if named else []), *api.pods(f"{SUBMITTER_LABEL}={name}")]:
-        for container in pod.status.container_statuses or []:
+        for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
             waiting = container.state.waiting if container.state else None
             if waiting and waiting.reason in _STUCK:
                 detail = f"pod {pod.metadata.name}: {waiting.reason}: {waiting.message or ''}"
@@ -186,10 +189,8 @@ def _close(name: str, namespace: str, status: dict[str, Any], log: Log) -> None:
         return
     code = _EXIT_CODE.search(message)
     if code and int(code[1]) == EXIT_BAD_INPUT:
-        found = [line.partition("bad input: ")[2] for line in message.splitlines() if "bad input: " in line]
-        got, _, rest = (log.bad or (found[-1] if found else "input that the job refused")).partition("; allowed: ")
-        allowed, _, do = rest.partition("; do: ")
-        raise BadInput(got, allowed or "see the log", do or "mend it")
+        found = [line.partition(entry.BAD_INPUT)[2] for line in message.splitlines() if entry.BAD_INPUT in line]
+        raise entry.told(log.bad or (found[-1] if found else ""), see="mend it")
     if status.get("reason") == "ValidationFailed":
         raise BadInput(
             f"KubeRay refuses RayJob {name} ({message})", "what its version takes", "check scaling.kubernetes and KubeRay's version"

@@ -81,6 +81,11 @@ class Cluster:
         if ended:
             over.set()
 
+    def end_logs(self) -> None:
+        """Let go who still follows a log: the server waits for them when it ends."""
+        for _, over in self._logs.values():
+            over.set()
+
     async def _stream(self, request: Any, pod: str) -> AsyncIterator[bytes]:
         said, over = self._logs[pod]
         sent = 0
@@ -124,6 +129,7 @@ def emulated(folder: Path) -> Iterator[Cluster]:
     try:
         yield made[0]
     finally:
+        made[0].end_logs()
         loop.call_soon_threadsafe(done.set)
         thread.join(20)
         loop.close()

@@ -17,6 +17,7 @@ from sr3_core.errors import BadInput, Failed
 LEASE = "lease.json"
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
+IN_USE = " is in use by "  # in the line of InUse, by which another process knows it
 WAIT_SECONDS = 5.0  # a predecessor on this machine that was just told to stop may need that long
 _SETTLE_SECONDS = 0.2  # two that take over at once: the later one's lease is in place by then
 
@@ -58,7 +59,7 @@ class Lease:
                     break
             elif holder is not None and (time.monotonic() >= until or holder.get("host") != self._content["host"]):
                 since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(holder["since"])))
-                got = f"{self.uri.rpartition('/')[0]} is in use by {_name(holder)}, since {since}"
+                got = f"{self.uri.rpartition('/')[0]}{IN_USE}{_name(holder)}, since {since}"
                 raise InUse(got, "one writer at a time", "wait for it or end it; a lease without a heartbeat for 60 s is taken over")
             time.sleep(_SETTLE_SECONDS)
         self._thread.start()

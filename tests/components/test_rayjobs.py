@@ -17,6 +17,7 @@ import pytest
 from components import cluster, kubernetes_api, rayjobs
 from components.rayjob_manifest import manifest
 from sr3_core import config
+from sr3_core.artifacts.lease import InUse
 from sr3_core.errors import BadInput, Failed
 from tests import published
 from tests.conftest import RECIPES, free_port
@@ -117,6 +118,7 @@ def test_what_is_created(emulator: Cluster, schemas: Path) -> None:
         login = {"name": "MLFLOW_TRACKING_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "mlflow-login", "key": "password"}}}
         assert login in container["env"] and {"name": cluster.CODE_HASH_VARIABLE, "value": cluster.code_hash()} in container["env"]
     assert pods["worker"]["containers"][0]["resources"]["limits"]["memory"] == "64Gi"
+    emulator.log("submitter", ended=True)
     emulator.status(NAME, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
     assert follower.ended() is None
 
@@ -142,6 +144,16 @@ def test_bad_input_of_the_job_is_this_ones(emulator: Cluster) -> None:
     error = follower.ended()
     assert isinstance(error, BadInput) and (error.got, error.allowed, error.do) == ("no value for name", "a value", "add it")
     assert emulator.rayjobs() == {}
+
+
+def test_a_folder_in_use_may_be_tried_again(emulator: Cluster) -> None:
+    """The lease of a cluster that was lost is there for a minute more: KFP's retry must not be refused for good."""
+    follower = running(emulator)
+    in_use = InUse("gs://bucket/runs/train is in use by pid 7 on head", "one writer at a time", "wait for it")
+    emulator.log("submitter", f"sr3| train-x2 failed: {in_use}", ended=True)
+    emulator.status(NAME, jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed", message="failed with exit code 2, logs")
+    error = follower.ended()
+    assert isinstance(error, InUse) and str(error) == str(in_use)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +193,25 @@ def test_one_that_is_removed_behind_its_back(emulator: Cluster) -> None:
     follower = running(emulator)
     emulator.custom().delete_namespaced_custom_object("ray.io", "v1", NAMESPACE, "rayjobs", NAME)
     assert "was deleted while it ran" in str(follower.ended())
+
+
+def test_another_that_bears_the_name_by_now_is_not_removed(emulator: Cluster) -> None:
+    follower = running(emulator)
+    other = {"spec": {"entrypoint": "another"}, "status": {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}}
+    emulator.custom().patch_namespaced_custom_object("ray.io", "v1", NAMESPACE, "rayjobs", NAME, other)
+    emulator.log("submitter", ended=True)
+    assert follower.ended() is None
+    assert list(emulator.rayjobs()) == [NAME]
+
+
+def test_a_rayjob_is_removed_by_its_uid(emulator: Cluster) -> None:
+    """The emulator knows no preconditions; the API server removes nothing whose uid is another."""
+    asked: list[Any] = []
+    emulator.do(lambda: emulator.handler[f"delete {RAYJOBS}/{NAME}"] << (lambda request: asked.append(request.data) or {}))
+    job = {"metadata": {"name": NAME, "uid": "uid-7"}, "spec": {"entrypoint": "e"}}
+    emulator.custom().create_namespaced_custom_object("ray.io", "v1", NAMESPACE, "rayjobs", job)
+    kubernetes_api.Api(NAMESPACE).delete(job)
+    assert [options["preconditions"] for options in asked] == [{"uid": "uid-7"}]
 
 
 FOLLOW = """
