@@ -1,5 +1,8 @@
 """infra/README.md says what is there: paths, commands, options, counts and lines of errors; and the files beside it pass their linters."""
 
+import base64
+import configparser
+import os
 import re
 import subprocess
 from importlib import import_module
@@ -12,7 +15,7 @@ import pytest
 from pipeline.cli import main as sr3_command
 from sr3_core import config
 from tests.conftest import BIN, REPOSITORY
-from tests.infra.manifests import K8S, name_of, pods, render
+from tests.infra.manifests import K8S, name_of, parse, pods, render
 from tests.infra.readme import README, blocks, commands, of
 
 INFRA = REPOSITORY / "infra"
@@ -122,6 +125,32 @@ def test_the_lines_of_errors_are_those_of_the_code() -> None:
         first = re.findall(r"`([^`]*)`", line)[0]
         for piece in re.split(r"\.\.\.|\(\d.*", first):
             assert piece.strip() in code, line
+
+
+def test_the_commands_make_the_secrets_that_the_manifests_name(tmp_path: Path) -> None:
+    """The block of section 1 is run, kubectl told to make nothing: it prints the Secrets."""
+    (block,) = [block for block in blocks() if "create secret generic" in block]
+    dry = 'kubectl() { [ "$1" = apply ] || { command kubectl "$@" --dry-run=client -o yaml && echo ---; }; }\n'
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run(["bash", "-euc", dry + block], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    made = {(d["metadata"]["namespace"], d["metadata"]["name"]): d["data"] for d in parse(done.stdout) if d}
+    assert made["kubeflow", "sr3-mlflow-client"] == made["sr3", "sr3-mlflow-client"]
+    wanted = set[tuple[str, str]]()
+    for document in render("overlays/local"):
+        for _, pod in pods(document):
+            for container in pod["containers"]:
+                references = [variable.get("valueFrom", {}).get("secretKeyRef") for variable in container.get("env", [])]
+                wanted |= {(reference["name"], reference["key"]) for reference in references if reference}
+            secrets = [volume["secret"] for volume in pod.get("volumes", []) if "secret" in volume]
+            wanted |= {(secret["secretName"], item["key"]) for secret in secrets for item in secret["items"]}
+    assert len(wanted) == 8
+    assert all(made["sr3", name].get(key) for name, key in wanted)
+    uri = base64.b64decode(made["sr3", "sr3-mlflow-server"]["backend-store-uri"]).decode()
+    ini = configparser.ConfigParser()
+    ini.read_string(base64.b64decode(made["sr3", "sr3-mlflow-server"]["basic_auth.ini"]).decode())
+    assert ini["mlflow"]["database_uri"] == uri
+    assert re.fullmatch(r"postgresql://mlflow:[0-9a-f]{32}@sr3-postgres:5432/mlflow", uri)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
