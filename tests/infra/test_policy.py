@@ -12,7 +12,7 @@ from pipeline import submit
 from sr3_core import config
 from tests.conftest import RECIPES
 from tests.infra import policy
-from tests.infra.manifests import TREES, Document, name_of, parse, render
+from tests.infra.manifests import K8S, TREES, Document, name_of, parse, render
 
 POD: Document = {
     "automountServiceAccountToken": False,
@@ -146,7 +146,10 @@ def test_no_rule_is_without_a_bad_manifest() -> None:
     assert {rule for rule, _ in BAD} == set(policy.RULES)
 
 
-@pytest.mark.parametrize("recipe", [*config.recipe_names(), str(RECIPES / "gpu.yaml"), str(RECIPES / "tiny.yaml")])
+PIPELINES = [*config.recipe_names(), *map(str, (RECIPES / "gpu.yaml", RECIPES / "tiny.yaml", *sorted((K8S / "recipes").glob("*.yaml"))))]
+
+
+@pytest.mark.parametrize("recipe", PIPELINES, ids=lambda recipe: Path(recipe).stem)
 def test_every_compiled_pipeline_keeps_the_rules(recipe: str, tmp_path: Path) -> None:
     found = list(policy.pipeline_faults(*_compiled(recipe, tmp_path)))
     assert not found, "\n".join(found)
