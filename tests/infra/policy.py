@@ -96,6 +96,8 @@ def no_secret_literals(document: Document) -> Iterator[str]:
     """Secrets stand in no file: no object of that kind, no value under a secret's name, nothing that looks like a key."""
     if document["kind"] == "Secret":
         yield f"{name_of(document)} is a Secret; it is made by a command and referred to by name"
+    if document["kind"] == "ConfigMap":
+        yield from (f"{name_of(document)} holds {key}" for key in document.get("data", {}) if _SECRET_NAME.search(key))
     for place, pod in pods(document):
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             for variable in container.get("env", []):

@@ -122,6 +122,7 @@ BAD: tuple[tuple[policy.Rule, Callable[[], Document]], ...] = (
     (policy.no_secret_literals, _set(*C, "args", value=["--store=postgresql://mlflow:hunter2@db/mlflow"])),
     (policy.no_secret_literals, _set(*C, "env", value=[{"name": "KEY", "value": "9f86d081884c7d659a2feaa0c55ad015"}])),
     (policy.no_secret_literals, lambda: plain("ConfigMap", data={"password": "x"})),
+    (policy.no_secret_literals, lambda: plain("ConfigMap", data={"db-password.txt": "x"})),
     (policy.no_secret_literals, lambda: plain("ConfigMap", data={"a": "ya29Zq8RtWm3LxKd71PvBn64HsJu"})),
     (policy.no_secret_literals, lambda: plain("ConfigMap", data={"a": "-----BEGIN PRIVATE KEY-----"})),
     (policy.nothing_exposed, lambda: plain("Service", spec={"type": "LoadBalancer"})),
