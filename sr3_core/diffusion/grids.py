@@ -39,6 +39,9 @@ class Sampling(Section):
     Each step's x0 as an image is held to [-1, 1] by ``clip``; before that, ``dynamic_threshold`` p divides it by the p-quantile of its
     absolute values where that exceeds 1 (Saharia et al. 2022, section 2.3; theirs is .995). ``projection``: passes of
     x0 += up(low - down(x0)) on each step's x0, the last of which is the sample; 0 for none.
+
+    ``cuda_graph``: the network's call is recorded once and replayed at every step: the same numbers, faster where the host is what holds
+    the GPU up (small batches). Refused where the network is not on a CUDA GPU.
     """
 
     sampler: Literal["ancestral", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "unipc", "heun"] = "ancestral"
@@ -55,6 +58,7 @@ class Sampling(Section):
     projection: int = Field(default=0, ge=0)
     clip: bool = True
     dynamic_threshold: float | None = Field(default=None, gt=0, le=1)
+    cuda_graph: bool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sr3_core.config import Stage
 from sr3_core.diffusion import process, samplers, schedules
+from sr3_core.diffusion.cuda_graph import Recorded
 from sr3_core.diffusion.grids import Sampling
 from sr3_core.diffusion.upsampling import Upsampling, upsampled
 from sr3_core.diffusion.walk import walk
@@ -64,8 +65,8 @@ class Predictor:
 
         ``seeds`` (N,): item i's noise depends on seeds[i] alone. ``size`` defaults to scale x the low size. ``labels`` (N,) int64 are
         those of a network that is told labels, -1 for no label; another one leaves them alone. ``sampling`` overrides the stage's options
-        (see ``Sampling``). Raises BadInput for labels that the network was not trained with, for unknown options, and for a grid that
-        starts where training never was.
+        (see ``Sampling``). Raises BadInput for labels that the network was not trained with, for unknown options, for a grid that
+        starts where training never was, and for ``cuda_graph`` without CUDA.
 
         ``on_prediction`` (gamma, noisy, clean) hears of every network call, in order: the level, the state the call was made at as an
         image, and the clean image predicted there, clipped and projected; both (N, C, H, W), on the network's device.
@@ -84,9 +85,14 @@ class Predictor:
         up = None if low is None else upsampled(low, like, self.upsampling)
         self.network.eval()
 
+        def call(y: Tensor, gamma: Tensor) -> Tensor:
+            return self.estimate(self.network, y, up, gamma, told)
+
+        estimate = Recorded(call, device) if chosen.cuda_graph else call
+
         def denoise(y: Tensor, level: float) -> Tensor:
             gamma = torch.full((y.shape[0],), level, dtype=torch.float64, device=device)
-            image = self._constrained(self._image(self.estimate(self.network, y, up, gamma, told), up), low, chosen)
+            image = self._constrained(self._image(estimate(y, gamma), up), low, chosen)
             if on_prediction is not None:
                 on_prediction(level, self._image(y, up), image)
             return self._target(image, up)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from sr3_core.errors import BadInput
 
@@ -105,10 +106,26 @@ class Conditioning(nn.Module):
 EPSILON = 1e-5  # of the instance norm's deviations
 
 
+def activated(norm: nn.Module, x_NCHW: Tensor, embedding_NE: Tensor | None = None, *, again: bool) -> Tensor:
+    """SiLU of a norm, or of a ``Conditioning``; with ``again`` what lies between is made anew in the backward pass, not stored.
+
+    Bit for bit the same, forward and backward: the same operations on the same numbers.
+    """
+
+    def made(x: Tensor, embedding: Tensor | None) -> Tensor:
+        return functional.silu(norm(x) if embedding is None else norm(x, embedding))
+
+    if not again or not torch.is_grad_enabled():
+        return made(x_NCHW, embedding_NE)
+    out: Tensor = checkpoint(made, x_NCHW, embedding_NE, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportAssignmentType] - nothing is drawn
+    return out
+
+
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, conditioning, SiLU, dropout, conv; the sum with the shortcut is scaled by ``skip_scale``.
 
     ``resample`` changes the size by 2 inside the block, on both paths (BigGAN blocks, as in SR3, appendix A); None is DDPM's block.
+    ``norms_again``: see ``activated``.
     """
 
     def __init__(
@@ -124,9 +141,11 @@ class ResidualBlock(nn.Module):
         skip_scale: float,
         shortcut: Shortcut,
         shortcut_always: bool,
+        norms_again: bool,
         resample: Resample | None = None,
     ) -> None:
         super().__init__()
+        self.norms_again = norms_again
         self.norm_in = group_norm(channels_in, groups)
         self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.condition = Conditioning(channels_out, width, kind=conditioning, groups=groups, activation=activation)
@@ -137,8 +156,8 @@ class ResidualBlock(nn.Module):
         self.resample: Resample | None = resample
 
     def forward(self, x_NCHW: Tensor, embedding_NE: Tensor) -> Tensor:
-        hidden = self.conv_in(resized(functional.silu(self.norm_in(x_NCHW)), self.resample))
-        hidden = functional.silu(self.condition(hidden, embedding_NE))
+        hidden = self.conv_in(resized(activated(self.norm_in, x_NCHW, again=self.norms_again), self.resample))
+        hidden = activated(self.condition, hidden, embedding_NE, again=self.norms_again)
         hidden = self.conv_out(self.dropout(hidden))
         shortcut: Tensor = self.shortcut(resized(x_NCHW, self.resample))
         return (shortcut + hidden) * self.skip_scale
@@ -164,9 +183,11 @@ class DeepResidualBlock(nn.Module):
         skip_scale: float,
         shortcut: Shortcut,
         shortcut_always: bool,
+        norms_again: bool,
         resample: Resample | None = None,
     ) -> None:
         super().__init__()
+        self.norms_again = norms_again
         self.norm_in = group_norm(channels_in, groups)
         self.conv_in = nn.Conv2d(channels_in, inner, 1)
         self.condition_in = Conditioning(inner, width, kind=conditioning, groups=groups, activation=activation)
@@ -181,10 +202,11 @@ class DeepResidualBlock(nn.Module):
         self.resample: Resample | None = resample
 
     def forward(self, x_NCHW: Tensor, embedding_NE: Tensor) -> Tensor:
-        hidden = self.conv_in(functional.silu(self.norm_in(x_NCHW)))
-        hidden = resized(functional.silu(self.condition_in(hidden, embedding_NE)), self.resample)
-        hidden = self.conv_second(functional.silu(self.norm_middle(self.conv_first(hidden))))
-        hidden = functional.silu(self.condition_out(hidden, embedding_NE))
+        again = self.norms_again
+        hidden = self.conv_in(activated(self.norm_in, x_NCHW, again=again))
+        hidden = resized(activated(self.condition_in, hidden, embedding_NE, again=again), self.resample)
+        hidden = self.conv_second(activated(self.norm_middle, self.conv_first(hidden), again=again))
+        hidden = activated(self.condition_out, hidden, embedding_NE, again=again)
         hidden = self.conv_out(self.dropout(hidden))
         shortcut: Tensor = self.shortcut(resized(x_NCHW, self.resample))
         return (shortcut + hidden) * self.skip_scale

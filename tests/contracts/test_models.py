@@ -28,6 +28,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
             "attention_factors": [2], "embedding_activation": False, "frequency_denominator": "half_minus_one", "embedding_period": 5000.0,
         },
         {**TINY, "labels": 3, "augmentation": True},
+        {**TINY, "multipliers": [1, 2], "norm_outputs": "recomputed", "dropout": 0.1, "stem": 2},
     ],
 }  # fmt: skip
 CASES = [(name, options) for name in plugins.names("models") for options in SMALL.get(name, [{}])]

@@ -127,6 +127,19 @@ def knowing(made: Stage) -> tuple[Predictor, KnowsTheAnswer]:
     return objective.predictor(network, degradation="bicubic"), network
 
 
+def test_a_cuda_graph_is_refused_where_there_is_no_cuda() -> None:
+    """What it does where there is one, tests/benchmarks/gpu.py holds against the plain calls."""
+    predictor, network = knowing(stage(low=None, cuda_graph=True))
+    with pytest.raises(BadInput) as refused:
+        predictor.predict(None, seeds=np.arange(2))
+    assert str(refused.value) == (
+        "bad input: sampling.cuda_graph for a network on cpu; allowed: a network on a CUDA GPU; "
+        "do: set sampling.cuda_graph=false, or sample on a GPU"
+    )
+    assert network.calls == []
+    assert predictor.predict(None, seeds=np.arange(2), cuda_graph=False).shape[0] == 2
+
+
 @pytest.mark.parametrize("prediction", ["eps", "v", "edm"])
 @pytest.mark.parametrize(("sampler", "grid"), ALL)
 def test_the_callback_hears_of_every_network_call(sampler: str, grid: str, prediction: str) -> None:

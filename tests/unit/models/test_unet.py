@@ -187,32 +187,42 @@ def test_the_order_of_concatenation() -> None:
     torch.testing.assert_close(first(noisy, low, gamma), last(low, noisy, gamma))
 
 
+KEPT_LESS: dict[str, Any] = {"checkpoint_blocks": True, "norm_outputs": "recomputed"}
+
+
+@pytest.mark.parametrize("style", [{}, {"block_style": "biggan_deep", "bottleneck": 2}, {"noise_conditioning": "affine"}])
+@pytest.mark.parametrize("option", KEPT_LESS)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_recomputed_blocks_have_the_same_gradients(dropout: float) -> None:
-    gradients: list[list[torch.Tensor]] = []
-    for checkpoint_blocks in (False, True):
-        network = build(checkpoint_blocks=checkpoint_blocks, dropout=dropout)
+def test_what_is_recomputed_has_the_same_gradients(dropout: float, option: str, style: dict[str, Any]) -> None:
+    """To the last bit, and so has the output."""
+    found: list[list[torch.Tensor]] = []
+    for changes in ({}, {option: KEPT_LESS[option]}):
+        network = build(**changes, **style, dropout=dropout)
         torch.manual_seed(5)
         gamma = torch.tensor([0.2], dtype=torch.float64)
-        network(drawn(1, 3, 16, 16), drawn(1, 3, 16, 16, seed=4), gamma).square().mean().backward()
-        gradients.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+        output = network(drawn(1, 3, 16, 16), drawn(1, 3, 16, 16, seed=4), gamma)
+        output.square().mean().backward()
+        found.append([output.detach(), *(parameter.grad for parameter in network.parameters() if parameter.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_recomputed_blocks_store_less() -> None:
-    def stored(checkpoint_blocks: bool) -> int:
-        network = build(checkpoint_blocks=checkpoint_blocks, blocks=3)
-        kept: dict[int, int] = {}
+def stored(**changes: Any) -> int:
+    """Bytes that a forward pass keeps for the backward pass."""
+    network = build(**changes)
+    kept: dict[int, int] = {}
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            network(drawn(1, 3, 64, 64), drawn(1, 3, 64, 64, seed=4), torch.tensor([0.2], dtype=torch.float64))
-        return sum(kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(drawn(1, 3, 64, 64), drawn(1, 3, 64, 64, seed=4), torch.tensor([0.2], dtype=torch.float64))
+    return sum(kept.values())
 
-    assert stored(True) < 0.5 * stored(False)
+
+@pytest.mark.parametrize(("option", "share"), [("checkpoint_blocks", 0.5), ("norm_outputs", 0.85)])
+def test_what_is_recomputed_is_not_stored(option: str, share: float) -> None:
+    assert stored(**{option: KEPT_LESS[option]}, blocks=3) < share * stored(blocks=3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 17), (16, 16)])

@@ -45,6 +45,7 @@ def changes(half: bool = False, **options: Any) -> list[str]:
         {"noise_conditioning": "affine", "shortcut": "linear"},
         {"heads": 2, "qkv_layout": "heads", "attention_output": False},
         {"stem": 2, "checkpoint_blocks": True},
+        {"norm_outputs": "recomputed"},
         {"half": True},
     ],
     ids=lambda options: "-".join(map(str, options.values())) or "sr3",
