@@ -4,7 +4,7 @@ Legend: N samples, C channels, H x W pixels of ``high``, h x w of ``low`` (H / s
 so the stream is the same for any number of workers and threads and is entered anywhere. Of models only their labels are known here.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,10 +34,21 @@ class Batch:
     keys: tuple[str, ...]  # the samples' keys, N of them
     labels: Tensor | None = None  # (N,) int64; None for a set without labels
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its tensors on ``device``."""
-        moved = {name: None if value is None else value.to(device) for name, value in (("low", self.low), ("labels", self.labels))}
-        return replace(self, high=self.high.to(device), **moved)
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """The same batch with its tensors on ``device``; ``non_blocking``: pinned ones are perhaps still on their way."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pinned(self) -> "Batch":
+        """The same batch with its tensors in host memory that a GPU reads by itself."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def tensors(self) -> list[Tensor]:
+        """Those that there are."""
+        return [tensor for tensor in (self.high, self.low, self.labels) if tensor is not None]
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        others = {name: None if value is None else change(value) for name, value in (("low", self.low), ("labels", self.labels))}
+        return replace(self, high=change(self.high), **others)
 
 
 class MicroBatches:

@@ -19,6 +19,7 @@ from sr3_core import plugins
 from sr3_core.artifacts.bundle import ModelBundle
 from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Stage, Training
+from sr3_core.data import ahead
 from sr3_core.data.loader import Batch, MicroBatches
 from sr3_core.errors import BadInput
 from sr3_core.seeds import generator
@@ -86,7 +87,7 @@ def train(
             for first in range(state.images_seen, training.images, training.global_batch)
             for slot in range(accumulation)
         )
-        return iter(batches.prefetch(mine))
+        return ahead.on_device(iter(batches.prefetch(mine)), worker.device)
 
     clock, waited = time.monotonic(), 0.0
     logged_at, pace = state.images_seen, Pace(stage, objective.turns, worker=worker, say=tell)

@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sr3_core import config, summary
 from sr3_core.config import DataParallel, Stage
+from sr3_core.data import ahead
 from sr3_core.objectives.diffusion import Objective
 from sr3_core.training import loop
 from sr3_core.training.layout import Change, LayoutChanges
@@ -182,6 +184,22 @@ def correctness(device: str, overrides: Sequence[str], *, tiny: bool, record: Re
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
 
 
+def copies(device: str, *, side: int = 4096, record: Record) -> None:
+    """Batches that were copied to the GPU ahead of use, while it worked, against those that lie on the host."""
+    torch.manual_seed(0)
+    busy = torch.randn(side, side, device=device)
+    found = [replace(Pairs(256, 64).batch(8 * number, 8), high=torch.rand(8, 3, 256, 256)) for number in range(16)]  # no two alike
+    difference = 0.0
+    for expected, batch in zip(found, ahead.on_device(iter(found), torch.device(device)), strict=True):
+        taken = [tensor + 0 for tensor in batch.tensors()]  # read at once, on the stream that works
+        for _ in range(4):
+            torch.mm(busy, busy)
+        here = zip(taken, expected.tensors(), strict=True)
+        difference = max(difference, *(float((there.cpu() - tensor).abs().max()) for there, tensor in here))
+    both = {"value": float(len(found)), "other": float(len(found)), "difference": difference, "limit": 0.0}
+    record("correctness", check="copied ahead against in place", figure="batches", **both, passed=difference == 0.0)
+
+
 def measured(name: str, stage: Stage, device: str, flops: float, *, everything: bool, tiny: bool, record: Record) -> None:
     """Throughput at the stage's batch; with ``everything`` also layouts, kernels and sampling."""
     batch, cuda = stage.training.global_batch, device != "cpu"
@@ -264,6 +282,8 @@ def everything(device: str, overrides: Sequence[str], clock: Clock, *, recipes: 
     flops = peak(device, tiny=tiny, record=record)
     record("running", what="correctness")
     correctness(device, overrides, tiny=tiny, record=record)
+    if device != "cpu":
+        copies(device, record=record)
     batches = {name: ((1, 2) if name == recipes[0] else (1,)) if tiny else BATCHES[name] for name in recipes}
     longest, full = 0.0, set[str]()
     for turn in range(max(map(len, batches.values()))):
@@ -337,7 +357,7 @@ def verdict(rows: list[dict[str, Any]], *, ended: bool) -> int:
             changed[row["recipe"]] += row["count"]
     print("changes of layout in one training step: " + (", ".join(f"{name} {count}" for name, count in changed.items()) or "none"))
     if not any(row["table"] == "sampling" and row["cuda_graph"] for row in rows):
-        print("CUDA graphs were not tried: no sampling on a GPU was measured")
+        print("CUDA graphs and copies ahead of use were not tried, or not to the end: no sampling on a GPU was measured")
     running = next((row["what"] for row in reversed(rows) if row["table"] == "running"), "the start")
     if not ended:
         print(f"the time was over, or the child ended, during {running}")

@@ -24,7 +24,7 @@ def test_the_gpu_command_measures_all_of_it_on_a_tiny_network(tmp_path: Path, ca
     gpu.write_tables(rows, tmp_path)
     assert gpu.verdict(rows, ended=True) == 0
     said = capsys.readouterr().out
-    assert "goal 45%" in said and "CUDA graphs were not tried" in said
+    assert "goal 45%" in said and "CUDA graphs and copies ahead of use were not tried" in said
     checks = rows_of(tmp_path, "correctness")
     assert {(row["check"], row["figure"]) for row in checks} == {
         (check, figure) for check in gpu.LIMITS for figure in ("loss", "gradient_norm")
