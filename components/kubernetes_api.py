@@ -82,6 +82,20 @@ class Api:
 
         return self._ask("get", read)
 
+    def prolong(self, name: str, seconds: int) -> None:
+        """Let the RayJob, if it is there, run for ``seconds`` from its start on."""
+        from kubernetes.client import ApiException
+
+        def change() -> None:
+            body = {"spec": {"activeDeadlineSeconds": seconds}}
+            try:
+                self._custom.patch_namespaced_custom_object(**self._place, name=name, body=body, **_TIMES)
+            except ApiException as error:
+                if error.status != 404:
+                    raise
+
+        self._ask("patch", change)
+
     def delete(self, job: dict[str, Any]) -> None:
         """Remove the RayJob, and with it (KubeRay owns them by it) its cluster and its submitter; never another one that bears its name by
         now. ``job`` is as the server gave it, or as it was to be created. Says so when it cannot be removed."""

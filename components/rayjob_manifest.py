@@ -12,6 +12,7 @@ GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 FINGERPRINT_LABEL = "sr3.fingerprint"  # of what is being made: a retried room finds its attempts by it
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 TTL_SECONDS = 300  # the follower removes the RayJob; where it has gone, KubeRay removes the cluster after this
+ALONE_SECONDS = 1800  # a job whose follower was killed before it could remove it ends then: each look of a follower puts that off
 _SUBMITTER_RETRIES = 2  # of the pod that submits and prints the log: it goes on with a job that is there
 _SUBMITTER = config.Room(cpu="500m", memory="1Gi")
 _RAYLET = ("52365", "local_raylet_healthz")  # Ray's own health pages: the agent's port on each node, the dashboard's on the head
@@ -76,6 +77,7 @@ def manifest(
         "submitterConfig": {"backoffLimit": _SUBMITTER_RETRIES},
         "submitterPodTemplate": {"spec": {"restartPolicy": "Never", **pod("ray-job-submitter", submitter, works=False, probes={})}},
         "shutdownAfterJobFinishes": True,
+        "activeDeadlineSeconds": deadline(scaling),
         "ttlSecondsAfterFinished": TTL_SECONDS,
         "backoffLimit": 0,
         "rayClusterSpec": {
@@ -98,8 +100,6 @@ def manifest(
     }
     if least < scaling.workers:
         _grow(spec["rayClusterSpec"], settings)
-    if settings.timeout_seconds is not None:
-        spec["activeDeadlineSeconds"] = settings.timeout_seconds
     if settings.queue is not None:
         labels[QUEUE_LABEL] = settings.queue
         spec["suspend"] = True
@@ -107,6 +107,13 @@ def manifest(
     if owner is not None:
         meta["ownerReferences"] = [{"apiVersion": "v1", "kind": "Pod", "name": owner[0], "uid": owner[1]}]
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "RayJob", "metadata": meta, "spec": spec}
+
+
+def deadline(scaling: Scaling, elapsed: float = 0.0) -> int:
+    """Seconds from its start on after which KubeRay ends a job that has run for ``elapsed``: when nobody follows it any longer, and by the
+    recipe's ``timeout_seconds`` at the latest. KFP ends a task's container a tenth of a second after TERM, too soon to rely on."""
+    alone, limit = int(max(elapsed, 0.0)) + ALONE_SECONDS, scaling.kubernetes.timeout_seconds
+    return alone if limit is None else min(alone, limit)
 
 
 def entrypoint(module: str, arguments: Sequence[str]) -> str:

@@ -9,12 +9,13 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from components import cluster, entry
 from components.kubernetes_api import Api, OutOfReach, quota
 from components.rayjob_log import SUBMITTER_LABEL, Log
-from components.rayjob_manifest import manifest
+from components.rayjob_manifest import ALONE_SECONDS, deadline, manifest
 from sr3_core.config import Scaling
 from sr3_core.errors import EXIT_BAD_INPUT, BadInput, Failed
 from sr3_core.progress import say
@@ -24,6 +25,7 @@ STUCK_SECONDS = 60.0  # how long a pod may fail to start for a reason that rarel
 _STUCK = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
 _EXIT_CODE = re.compile(r"failed with exit code (\d+)")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+PROLONG_SECONDS = ALONE_SECONDS / 6
 _ATTEMPTS = 20  # of one fingerprint that may be there at once
 _NAMED = ("SR3_PROGRESS_SECONDS",)  # of this process's environment, kept in the cluster
 
@@ -33,7 +35,8 @@ def run(address: str, module: str, arguments: Sequence[str], *, fingerprint: str
 
     The RayJob's name is ``sr3-<fingerprint>-<attempt>``: a retried caller follows the attempt that is still there. Raises BadInput for
     what the cluster refuses and when the job ends with exit code 2, Failed when it ends otherwise or the API server stays out of reach:
-    the RayJob then goes on. An interrupt or TERM of the caller, or the end of the one who started it, removes the RayJob.
+    the RayJob then goes on for ``ALONE_SECONDS``. An interrupt or TERM of the caller, or the end of the one who started it, removes the
+    RayJob; so does KubeRay after that time when the caller was killed.
     """
     image = image_of(module.rpartition(".")[2])
     api = Api(namespace(address, scaling))
@@ -49,11 +52,15 @@ def run(address: str, module: str, arguments: Sequence[str], *, fingerprint: str
             name = _attempt(api, held, module, arguments, fingerprint=fingerprint, image=image, scaling=scaling)
             log = Log(api.core, api.namespace, name)
             log.start()
-            status = _follow(api, name, image)
+            status = _follow(api, name, image, scaling)
             log.end()
         except OutOfReach as error:
             lost = f"Kubernetes at {address} is out of reach ({error})"
-            left = f"; RayJob {held[0]['metadata']['name']} goes on: the same command follows it again" if held else "; check the cluster"
+            left = (
+                f"; RayJob {held[0]['metadata']['name']} goes on for {ALONE_SECONDS // 60} minutes: the same command follows it again"
+                if held
+                else "; check the cluster"
+            )
             held.clear()
             raise Failed(lost + left) from None
         finally:
@@ -133,7 +140,8 @@ def _owner(namespace: str) -> tuple[str, str] | None:
     if not name or not uid:
         return None
     if os.environ.get("POD_NAMESPACE", namespace) != namespace:
-        say("ray", f"the Ray cluster in {namespace} outlives this pod if it is killed: an owner must be in the same namespace")
+        most = f"{ALONE_SECONDS // 60} minutes"
+        say("ray", f"the Ray cluster in {namespace} outlives this pod by {most} if it is killed: its owner must be in the same namespace")
         return None
     return name, uid
 
@@ -142,9 +150,9 @@ def _ended(status: dict[str, Any]) -> bool:
     return status.get("jobDeploymentStatus") in ("Complete", "Failed", "ValidationFailed")
 
 
-def _follow(api: Api, name: str, image: str) -> dict[str, Any]:
+def _follow(api: Api, name: str, image: str, scaling: Scaling) -> dict[str, Any]:
     """The RayJob's last status. A line for each change of its state; BadInput when its pods cannot start."""
-    said, since, status = "", 0.0, dict[str, Any]()
+    said, since, status, prolonged = "", 0.0, dict[str, Any](), None
     while True:
         for job in api.watch(name):
             if job is None or job["metadata"].get("deletionTimestamp"):
@@ -156,10 +164,21 @@ def _follow(api: Api, name: str, image: str) -> dict[str, Any]:
                 say("ray", f"RayJob {name}: {state}" + (f" ({status['reason']})" if status.get("reason") else ""))
             if _ended(status):
                 return status
+            prolonged = _prolong(api, name, status, scaling, prolonged)
         reason = _stuck(api, name, status, image) if said.startswith(("New", "Initializing")) else None
         since = 0.0 if reason is None else since or time.monotonic()
         if reason is not None and time.monotonic() - since >= STUCK_SECONDS:
             raise reason
+
+
+def _prolong(api: Api, name: str, status: dict[str, Any], scaling: Scaling, last: float | None) -> float | None:
+    """Put off the end of the job, which somebody follows; when that was done last. By the clocks: a few minutes between this one and
+    KubeRay's do no harm."""
+    if "startTime" not in status or (last is not None and time.monotonic() - last < PROLONG_SECONDS):
+        return last
+    elapsed = datetime.now(UTC) - datetime.fromisoformat(status["startTime"])
+    api.prolong(name, deadline(scaling, elapsed.total_seconds()))
+    return time.monotonic()
 
 
 def _stuck(api: Api, name: str, status: dict[str, Any], image: str) -> BadInput | None:

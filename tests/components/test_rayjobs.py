@@ -9,13 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.client import ApiException
 
 from components import cluster, kubernetes_api, rayjobs
-from components.rayjob_manifest import manifest
+from components.rayjob_manifest import ALONE_SECONDS, manifest
 from sr3_core import config
 from sr3_core.artifacts.lease import InUse
 from sr3_core.errors import BadInput, Failed
@@ -102,7 +104,6 @@ def test_what_is_created(emulator: Cluster, schemas: Path) -> None:
     assert meta["labels"]["kueue.x-k8s.io/queue-name"] == "team-a" and spec["suspend"] is True
     assert shlex.split(spec["entrypoint"].replace("$$", "$")) == ["python", "-m", "components.train", *ARGUMENTS]
     assert spec["shutdownAfterJobFinishes"] is True and spec["ttlSecondsAfterFinished"] > 0 and spec["backoffLimit"] == 0
-    assert spec["activeDeadlineSeconds"] == 172800
     workers = spec["rayClusterSpec"]["workerGroupSpecs"][0]
     assert (workers["replicas"], workers["minReplicas"], workers["maxReplicas"]) == (2, 2, 2)
     pods = {"worker": workers["template"]["spec"], "head": spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]}
@@ -214,6 +215,43 @@ def test_a_rayjob_is_removed_by_its_uid(emulator: Cluster) -> None:
     assert [options["preconditions"] for options in asked] == [{"uid": "uid-7"}]
 
 
+def since(seconds: float) -> str:
+    """That long ago, as the API server says it."""
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_a_job_that_nobody_follows_ends(emulator: Cluster) -> None:
+    """The follower may be killed without a word: KubeRay ends the job then, unless one that follows has put that off."""
+    follower = running(emulator)
+    assert emulator.rayjobs()[NAME]["spec"]["activeDeadlineSeconds"] == ALONE_SECONDS
+    emulator.status(NAME, startTime=since(10_000))
+    until(lambda: emulator.rayjobs()[NAME]["spec"]["activeDeadlineSeconds"] >= 10_000 + ALONE_SECONDS)
+    emulator.log("submitter", ended=True)
+    emulator.status(NAME, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert follower.ended() is None
+
+
+def test_it_is_put_off_again_and_again_up_to_the_time_out(emulator: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rayjobs, "PROLONG_SECONDS", 0.0)
+    assert SCALING.kubernetes.timeout_seconds == 172_800
+    follower = running(emulator)
+    for seconds, expected in ((100, 100 + ALONE_SECONDS), (5000, 5000 + ALONE_SECONDS), (172_000, 172_800)):
+        emulator.status(NAME, startTime=since(seconds))
+        until(lambda expected=expected: 0 <= emulator.rayjobs()[NAME]["spec"]["activeDeadlineSeconds"] - expected < 60)
+    emulator.log("submitter", ended=True)
+    emulator.status(NAME, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert follower.ended() is None
+
+
+def test_the_right_to_put_it_off_is_missed_at_once(emulator: Cluster) -> None:
+    follower = running(emulator)
+    emulator.answer(f"patch {RAYJOBS}/{NAME}", 'cannot patch resource "rayjobs"', status=403)
+    with pytest.raises(ApiException):
+        emulator.status(NAME, startTime=since(1))  # refused as well, and done all the same
+    error = follower.ended()
+    assert isinstance(error, BadInput) and "no right to patch rayjobs.ray.io" in str(error)
+
+
 FOLLOW = """
 import sys
 from components import entry, rayjobs
@@ -290,7 +328,7 @@ def test_a_server_that_is_lost_leaves_the_job_to_the_next_try(emulator: Cluster,
     follower = running(emulator)
     emulator.answer(f"get {RAYJOBS}/{NAME}", "unavailable", status=503)
     error = follower.ended()
-    assert isinstance(error, Failed) and f"RayJob {NAME} goes on: the same command follows it again" in str(error)
+    assert isinstance(error, Failed) and f"RayJob {NAME} goes on for 30 minutes: the same command follows it again" in str(error)
     assert NAME in emulator.rayjobs()
     emulator.log("submitter", ended=True)
 

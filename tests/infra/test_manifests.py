@@ -187,7 +187,7 @@ def test_kfps_rooms_may_follow_jobs_and_nothing_else() -> None:
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "pipeline-runner", "namespace": "kubeflow"}]
     rules = one(documents, "Role", binding["roleRef"]["name"])["rules"]
     verbs = {resource: set(rule["verbs"]) for rule in rules for resource in rule["resources"]}
-    assert {"create", "get", "list", "watch", "delete"} <= verbs["rayjobs"]
+    assert {"create", "get", "list", "watch", "patch", "delete"} <= verbs["rayjobs"]
     assert all(verbs[name] == {"get", "list", "watch"} for name in ("rayclusters", "pods", "pods/log", "events"))
 
 
