@@ -8,7 +8,7 @@ import click
 
 from pipeline import resources
 from sr3_core import config
-from sr3_core.errors import EXIT_BAD_INPUT, EXIT_FAILED, BadInput, Failed
+from sr3_core.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, BadInput, Failed
 
 _SET = click.option("--set", "overrides", multiple=True, metavar="a.b=c", help="Change one value of the recipe; may be repeated.")
 _ROOMS = ("prepare", "train", "evaluate", "export")
@@ -114,42 +114,21 @@ def compile_(recipe: str, output: Path, overrides: tuple[str, ...], images: str,
 @_runtime
 @click.option("--endpoint", required=True, help="Address of the KFP API server.")
 @click.option("--experiment", default="sr3", show_default=True)
+@click.option("--namespace", default="", help="Your namespace, where KFP serves several users.")
 @click.option("--images", default=resources.IMAGES, show_default=True, help="Image of each room, {room} in it; by digest or commit.")
-def submit(
-    recipe: str,
-    overrides: tuple[str, ...],
-    root: str,
-    mlflow_uri: str,
-    ray_address: str,
-    run_key: str,
-    endpoint: str,
-    experiment: str,
-    images: str,
-) -> None:
-    """Compile RECIPE and start it on a KFP server.
+@click.option("--watch", is_flag=True, help="Follow the run to its end, a line per change; exit 0 when it succeeded, else 1.")
+@click.option("--every", default="", metavar="CRON|INTERVAL", help="Run again and again: 1d, 6h, or a cron expression as '0 3 * * *'.")
+def submit(recipe: str, overrides: tuple[str, ...], **given: Any) -> None:
+    """Compile RECIPE and start it on a KFP server. The pipeline is uploaded as a version named by the commit, once.
 
     \b
-    sr3 submit demo --endpoint http://kfp.example --root gs://bucket/runs --mlflow-uri http://mlflow.example:5000
+    sr3 submit demo --endpoint http://kfp.example --root gs://bucket/runs --mlflow-uri http://mlflow.example:5000 --watch
+    sr3 submit demo --endpoint http://kfp.example --root gs://bucket/runs --mlflow-uri http://mlflow.example:5000 --every 1d
     """
-    import tempfile
-
-    from pipeline import dag, preflight
     from pipeline import submit as implementation
 
-    loaded = config.load(recipe, overrides)
-    if not root or not mlflow_uri:
-        raise BadInput("no --root or no --mlflow-uri", "both: the server's rooms share no disk with this machine", "give both")
-    preflight.refuse_text(loaded, root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key)
-    preflight.check_source(loaded.data)
-    preflight.check_plugins(loaded)
-    preflight.check_labels(loaded)
-    key = run_key or dag.default_run_key(loaded)
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "pipeline.yaml"
-        implementation.compile_to(loaded, package, images=images, ray_address=ray_address)
-        parameters = {"root": root, "mlflow_uri": mlflow_uri, "ray_address": ray_address, "run_key": key}
-        run_id = implementation.submit(package, endpoint=endpoint, experiment=experiment, name=key, parameters=parameters)
-    click.echo(f"run {run_id}: {endpoint.rstrip('/')}/#/runs/details/{run_id}")
+    is_good = implementation.submit(config.load(recipe, overrides), **given, say=click.echo)
+    sys.exit(EXIT_DONE if is_good else EXIT_FAILED)
 
 
 @main.command()

@@ -1,8 +1,9 @@
-"""Compile a recipe to a file, and hand the compiled pipeline to a KFP server."""
+"""Compile a recipe to a file, and hand the compiled pipeline to a KFP server: `sr3 compile` and `sr3 submit`."""
 
-import http.client
-import urllib.error
-import urllib.request
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from kfp import compiler
@@ -11,8 +12,10 @@ from pipeline import dag, resources
 from sr3_core import config
 from sr3_core.errors import BadInput
 
-_HEALTH = "/apis/v2beta1/healthz"
-_PATIENCE_SECONDS = 5
+_INTERVAL = re.compile(r"([1-9]\d{0,5})(m|h|d|w)")
+_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SMALLEST_SECONDS = 300
+_CRON_FIELD = re.compile(r"[\dA-Za-z*/,?-]+")
 
 
 def compile_to(recipe: config.Recipe, output: Path, *, images: str = resources.IMAGES, ray_address: str = "") -> None:
@@ -36,45 +39,75 @@ def _name_what_is_not_used(settings: config.Kubernetes, ray_address: str) -> Non
         say("recipe", f"scaling.kubernetes: {', '.join(unused)} hold for a run's own Ray cluster alone (--ray-address kubernetes://)")
 
 
-def submit(package: Path, *, endpoint: str, experiment: str, name: str, parameters: dict[str, str]) -> str:
-    """Start a run of the compiled pipeline on the server; its id. Raises BadInput when the server does not answer or refuses.
+def submit(
+    recipe: config.Recipe,
+    *,
+    endpoint: str,
+    experiment: str,
+    root: str,
+    mlflow_uri: str,
+    ray_address: str,
+    run_key: str,
+    images: str,
+    namespace: str,
+    watch: bool,
+    every: str,
+    say: Callable[[str], None],
+) -> bool:
+    """Upload the pipeline of ``recipe`` and start it, once or again and again (``every``); with ``watch`` follow it: whether it succeeded.
 
-    The engine's own files go to ``<root>/.kfp``.
+    The version is named by commit and content, and used again when it is there. The service account is the recipe's. Raises BadInput for
+    what the server refuses, Failed when it fails.
     """
-    from kfp import Client
-    from kfp_server_api import ApiException
+    from pipeline import preflight
+    from pipeline.server import Server
 
-    allowed = "the address of a KFP API server"
-    check(endpoint)
-    try:
-        return (
-            Client(host=endpoint)
-            .create_run_from_pipeline_package(
-                str(package),
-                arguments=parameters,
-                run_name=name,
-                experiment_name=experiment,
-                enable_caching=False,
-                pipeline_root=f"{parameters['root'].rstrip('/')}/.kfp",
-            )
-            .run_id
-        )
-    except ApiException as error:
-        raise BadInput(
-            f"KFP at {endpoint} refused ({error.status} {error.reason})", allowed, "check the endpoint and your rights"
-        ) from None
+    if not root or not mlflow_uri:
+        raise BadInput("no --root or no --mlflow-uri", "both: the server's rooms share no disk with this machine", "give both")
+    schedule = parse_every(every) if every else None
+    if schedule is not None and watch:
+        raise BadInput("--watch with --every", "one of them: a recurring run has no end", "leave one out")
+    preflight.refuse_text(recipe, root=root, mlflow_uri=mlflow_uri, ray_address=ray_address, run_key=run_key)
+    preflight.check_source(recipe.data)
+    preflight.check_plugins(recipe)
+    preflight.check_labels(recipe)
+    key = run_key or dag.default_run_key(recipe)
+    parameters = {"root": root, "mlflow_uri": mlflow_uri, "ray_address": ray_address, "run_key": key}
+    given = {"name": key, "experiment": experiment, "parameters": parameters}
+    given["service_account"] = recipe.scaling.kubernetes.service_account
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "pipeline.yaml"
+        compile_to(recipe, package, images=images, ray_address=ray_address)
+        name, version = dag.pipeline_name(recipe), version_name(package)
+        server = Server(endpoint, namespace=namespace)
+        ids = server.upload(package, name=name, version=version)
+    say(f"pipeline {name}, version {version}")
+    if schedule is not None:
+        say(f"recurring run {server.recur(ids, every=schedule, **given)}: {every}")
+        return True
+    run_id = server.run(ids, **given)
+    say(f"run {run_id}: {server.page(run_id)}")
+    return server.follow(run_id, say) if watch else True
 
 
-def check(endpoint: str) -> None:
-    """Raise BadInput when no KFP answers at ``endpoint`` within seconds; the client itself would try for half a minute."""
-    allowed = "the address of a KFP API server, as http://host:8888"
-    if not endpoint.startswith(("http://", "https://")):
-        raise BadInput(f"endpoint {endpoint!r}", allowed, "give the whole address")
-    try:
-        with urllib.request.urlopen(f"{endpoint.rstrip('/')}{_HEALTH}", timeout=_PATIENCE_SECONDS):  # noqa: S310
-            return
-    except urllib.error.HTTPError as error:
-        if error.code not in (401, 403):  # the client brings its own credentials
-            raise BadInput(f"what answers at {endpoint} is not KFP ({error.code})", allowed, "check --endpoint") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise BadInput(f"KFP at {endpoint} does not answer ({error})", allowed, "check --endpoint") from None
+def version_name(package: Path) -> str:
+    """``<commit>-<content>``: 12 digits of the code's commit (or its release, where that is not known) and 8 of the compiled pipeline's
+    sha256, which the recipe changes too."""
+    from components import provenance
+
+    commit = provenance.git_commit()
+    return f"{commit[:12] if commit else resources.VERSION}-{hashlib.sha256(package.read_bytes()).hexdigest()[:8]}"
+
+
+def parse_every(text: str) -> str | int:
+    """Seconds of an interval (30m, 6h, 1d, 2w; at least five minutes), or a cron expression in KFP's six fields, of five or six given."""
+    allowed = "an interval as 30m, 6h, 1d or 2w, or a cron expression of five fields (or six, seconds first)"
+    if found := _INTERVAL.fullmatch(text.strip()):
+        seconds = int(found[1]) * _SECONDS[found[2]]
+        if seconds < _SMALLEST_SECONDS:
+            raise BadInput(f"--every {text!r}", f"at least {_SMALLEST_SECONDS // 60}m", "give a longer interval")
+        return seconds
+    fields = text.split()
+    if len(fields) not in (5, 6) or not all(_CRON_FIELD.fullmatch(field) for field in fields):
+        raise BadInput(f"--every {text!r}", allowed, "as --every 1d, or --every '0 3 * * *' for each night at three")
+    return " ".join(fields if len(fields) == 6 else ["0", *fields])
