@@ -30,6 +30,8 @@ _TOKEN = {
         ]
     },
 }
+_STAYS = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}  # to empty a node that is half used costs the work since a checkpoint
+_GRACE_SECONDS = 25  # of a worker; a spot node gives 30
 _TMP_MOUNT = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 - an emptyDir
 _CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 _TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a folder
@@ -75,7 +77,10 @@ def manifest(
         "entrypoint": entrypoint(module, arguments),
         "submissionMode": "K8sJobMode",
         "submitterConfig": {"backoffLimit": _SUBMITTER_RETRIES},
-        "submitterPodTemplate": {"spec": {"restartPolicy": "Never", **pod("ray-job-submitter", submitter, works=False, probes={})}},
+        "submitterPodTemplate": {
+            "metadata": {"annotations": dict(_STAYS)},
+            "spec": {"restartPolicy": "Never", **pod("ray-job-submitter", submitter, works=False, probes={})},
+        },
         "shutdownAfterJobFinishes": True,
         "activeDeadlineSeconds": deadline(scaling),
         "ttlSecondsAfterFinished": TTL_SECONDS,
@@ -84,7 +89,10 @@ def manifest(
             "rayVersion": metadata.version("ray"),
             "headGroupSpec": {
                 "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"},  # noqa: S104 - beside its network policy
-                "template": {"spec": pod("ray-head", head, works=False, probes=_probes(_RAYLET, _GCS))},
+                "template": {
+                    "metadata": {"annotations": dict(_STAYS)},
+                    "spec": pod("ray-head", head, works=False, probes=_probes(_RAYLET, _GCS)),
+                },
             },
             "workerGroupSpecs": [
                 {
@@ -93,7 +101,13 @@ def manifest(
                     "minReplicas": least,
                     "maxReplicas": scaling.workers,
                     "rayStartParams": {},
-                    "template": {"spec": pod("ray-worker", resources, works=True, probes=_probes(_RAYLET))},
+                    "template": {
+                        "metadata": {"annotations": dict(_STAYS)},
+                        "spec": {
+                            "terminationGracePeriodSeconds": _GRACE_SECONDS,
+                            **pod("ray-worker", resources, works=True, probes=_probes(_RAYLET)),
+                        },
+                    },
                 }
             ],
         },
@@ -153,6 +167,7 @@ def _pod(
     named = [{"name": v.variable, "valueFrom": {"secretKeyRef": {"name": v.name, "key": v.key}}} for v in settings.env_from]
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,  # the work needs no right in the cluster; workload identity does not use this token
+        "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True, "runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER, "seccompProfile": {"type": "RuntimeDefault"},
         },

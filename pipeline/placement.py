@@ -7,6 +7,7 @@ from sr3_core.config import Scaling
 
 _PROGRESS_SECONDS = "60"  # a server keeps every line, for runs of days
 IMAGE_VARIABLE = "SR3_IMAGE"  # the room's own image: a Ray cluster that it brings with it runs the same one
+_STAYS = "cluster-autoscaler.kubernetes.io/safe-to-evict"  # "false": no pod is moved to empty a node that is half used
 _POD = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "POD_NAMESPACE": "metadata.namespace"}  # owner of what a room creates
 
 
@@ -21,6 +22,7 @@ def place_on_server(task: dsl.PipelineTask, room: str, scaling: Scaling, *, imag
         task.set_accelerator_type(settings.accelerator_resource).set_accelerator_limit(wanted.gpu)
     for variable, path in _POD.items():
         kubernetes.use_field_path_as_env(task, variable, path)
+    kubernetes.add_pod_annotation(task, _STAYS, "false")
     for item in settings.env_from:
         kubernetes.use_secret_as_env(task, item.name, {item.key: item.variable})
     for label, value in settings.selector(gpu=wanted.gpu > 0, works=wanted.works).items():

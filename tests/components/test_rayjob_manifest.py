@@ -94,6 +94,14 @@ def test_the_cache_of_shards_fits_into_the_workers_tmp() -> None:
     assert tmp(CACHED) - tmp(config.Scaling()) == CACHED.shard_cache_bytes
 
 
+def test_no_pod_is_moved_to_empty_its_node_and_workers_end_within_a_spot_nodes_notice() -> None:
+    spec = made(GPU)["spec"]
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    templates = [spec["submitterPodTemplate"], spec["rayClusterSpec"]["headGroupSpec"]["template"], group["template"]]
+    assert [t["metadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"] for t in templates] == ["false"] * 3
+    assert group["template"]["spec"]["terminationGracePeriodSeconds"] < 30
+
+
 def test_no_work_is_placed_on_the_head() -> None:
     start = made(GPU)["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]
     assert (start["num-cpus"], start["num-gpus"]) == ("0", "0"), "Ray would count the GPUs that it sees"

@@ -49,6 +49,7 @@ def test_a_dockerfile_ends_without_root_and_asks_no_hub(path: Path) -> None:
     assert not [line for line in words if line[0] in ("ENTRYPOINT", "CMD", "ADD", "VOLUME")]
     assert [line[1] for line in words if line[0] == "USER"][-1] == "10001:10001"
     assert not path.read_text().startswith("# syntax")
+    assert "NVIDIA_VISIBLE_DEVICES" not in "".join(word for line in words for word in line), "a pod that asked for no GPU would see all"
     bases = {line[1] for line in words if line[0] == "FROM"}
     assert bases <= {"${BASE}", "${BASE_IMAGE}", "base"}, "a base that is not given by argument"
     assert {tuple(line[:2]) for line in words if line[0] == "ARG"} >= {("ARG", "BASE" if path.parent == IMAGES else "BASE_IMAGE")}
