@@ -152,7 +152,7 @@ def _ended(status: dict[str, Any]) -> bool:
 
 def _follow(api: Api, name: str, image: str, scaling: Scaling) -> dict[str, Any]:
     """The RayJob's last status. A line for each change of its state; BadInput when its pods cannot start."""
-    said, since, status, prolonged = "", 0.0, dict[str, Any](), None
+    said, waited, since, status, prolonged = "", "", 0.0, dict[str, Any](), None
     while True:
         for job in api.watch(name):
             if job is None or job["metadata"].get("deletionTimestamp"):
@@ -165,7 +165,12 @@ def _follow(api: Api, name: str, image: str, scaling: Scaling) -> dict[str, Any]
             if _ended(status):
                 return status
             prolonged = _prolong(api, name, status, scaling, prolonged)
-        reason = _stuck(api, name, status, image) if said.startswith(("New", "Initializing")) else None
+        pods = _pods(api, name, status) if said.startswith(("New", "Initializing")) else []
+        reason = _stuck(api.namespace, status, pods, image) if said.startswith(("New", "Initializing")) else None
+        if (waits := _unplaced(pods)) != waited:
+            waited = waits
+            if waits:
+                say("ray", f"RayJob {name} waits for a place: {waits}")
         since = 0.0 if reason is None else since or time.monotonic()
         if reason is not None and time.monotonic() - since >= STUCK_SECONDS:
             raise reason
@@ -181,16 +186,29 @@ def _prolong(api: Api, name: str, status: dict[str, Any], scaling: Scaling, last
     return time.monotonic()
 
 
-def _stuck(api: Api, name: str, status: dict[str, Any], image: str) -> BadInput | None:
+def _pods(api: Api, name: str, status: dict[str, Any]) -> list[Any]:
+    named = status.get("rayClusterName", "")
+    return [*(api.pods(f"ray.io/cluster={named}") if named else []), *api.pods(f"{SUBMITTER_LABEL}={name}")]
+
+
+def _unplaced(pods: list[Any]) -> str:
+    """What the scheduler says of the first pod that no node takes; more nodes may come, so that it is waited for."""
+    for pod in pods:
+        for condition in pod.status.conditions or []:
+            if condition.type == "PodScheduled" and condition.status == "False":
+                return f"pod {pod.metadata.name}: {' '.join((condition.message or condition.reason or '').split())[:300]}"
+    return ""
+
+
+def _stuck(namespace: str, status: dict[str, Any], pods: list[Any], image: str) -> BadInput | None:
     """Why the pods do not start, where that is for the user to mend: an image, a Secret, a quota."""
     for condition in status.get("rayClusterStatus", {}).get("conditions", []):
         message = str(condition.get("message", ""))
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
             if "exceeded quota" in message:
-                return quota(api.namespace, message)
+                return quota(namespace, message)
             return BadInput(f"KubeRay cannot make the pods ({message})", "pods that the namespace admits", "mend what it names")
-    named = status.get("rayClusterName", "")
-    for pod in [*(api.pods(f"ray.io/cluster={named}") if named else []), *api.pods(f"{SUBMITTER_LABEL}={name}")]:
+    for pod in pods:
         for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
             waiting = container.state.waiting if container.state else None
             if waiting and waiting.reason in _STUCK:

@@ -61,12 +61,17 @@ class Cluster:
         """Set the RayJob's status, as KubeRay does."""
         self.custom().patch_namespaced_custom_object("ray.io", "v1", NAMESPACE, "rayjobs", name, {"status": values})
 
-    def pod(self, name: str, labels: dict[str, str], *, phase: str = "Running", waiting: tuple[str, str] | None = None) -> None:
-        """A pod, perhaps with a container that waits for a reason."""
+    def pod(
+        self, name: str, labels: dict[str, str], *, phase: str = "Running", waiting: tuple[str, str] | None = None, unplaced: str = ""
+    ) -> None:
+        """A pod, perhaps with a container that waits for a reason, or one that no node takes."""
         state = {"waiting": {"reason": waiting[0], "message": waiting[1]}} if waiting else {"running": {}}
         container = {"name": "main", "image": "i", "imageID": "", "ready": not waiting, "restartCount": 0, "state": state}
         meta = {"name": name, "namespace": NAMESPACE, "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"}
         pod = {"metadata": meta, "spec": {"containers": [{"name": "main"}]}, "status": {"phase": phase, "containerStatuses": [container]}}
+        if unplaced:
+            reason = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": unplaced}
+            pod["status"] = {"phase": "Pending", "conditions": [reason]}
         self.do(lambda: self.handler.objects.__setitem__((PODS, NAMESPACE, name), pod))
 
     def log(self, pod: str, *lines: str, ended: bool = False) -> None:

@@ -351,6 +351,20 @@ def test_pods_that_cannot_start(waiting: tuple[str, str], says: str, emulator: C
     assert emulator.rayjobs() == {}
 
 
+def test_pods_that_no_node_takes_are_waited_for_and_said_once(emulator: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    follower = Following()
+    until(lambda: NAME in emulator.rayjobs())
+    emulator.pod("worker", {"ray.io/cluster": "sr3-cluster"}, unplaced="0/3 nodes are available:\n3 Insufficient nvidia.com/gpu.")
+    emulator.status(NAME, jobDeploymentStatus="Initializing", rayClusterName="sr3-cluster")
+    line = f"sr3| ray RayJob {NAME} waits for a place: pod worker: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    said: list[str] = []
+    until(lambda: line in (said.extend(capsys.readouterr().out.splitlines()) or said))
+    time.sleep(3)  # two more looks
+    emulator.status(NAME, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert follower.ended() is None
+    assert [*said, *capsys.readouterr().out.splitlines()].count(line) == 1
+
+
 def test_pods_that_the_quota_keeps_out(emulator: Cluster) -> None:
     follower = Following()
     until(lambda: NAME in emulator.rayjobs())
