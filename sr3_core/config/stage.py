@@ -72,7 +72,7 @@ class Training(Section):
     float64 a run hardly depends on the number of workers, for 8 bytes a parameter and a reduction that no longer runs beside the backward.
     ``init``: the ModelBundle whose weights a run starts from; null: from scratch. ``gradient_compression``: what workers send each other
     their gradients in; null: as they are. ``ddp``: in which pieces. ``compile``: the network's blocks are compiled, each kind once, at
-    their first call.
+    their first call; a norm, its scale and shift and the SiLU behind them are one kernel then.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("mix", "max_skipped", "init", "gradient_compression", "ddp", "compile", "reduce_dtype", "watch")

@@ -3,12 +3,14 @@
 What torch's code generator makes of the graphs is its own matter and takes minutes on a CPU: here they are run as they were captured.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch._inductor.utils import run_and_get_code
 
 from sr3_core import config
 from sr3_core.errors import BadInput
@@ -58,6 +60,22 @@ def test_every_block_of_a_unet_is_compiled_and_none_again() -> None:
     torch.testing.assert_close(output, expected[0])
     torch.testing.assert_close(gradients, expected[1])
     assert list(network.state_dict()) == names
+
+
+@pytest.mark.nightly
+def test_a_norm_its_scale_and_its_silu_are_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code that is generated for a residual block, here for a CPU: nothing is left of pointwise work beside these and the sums."""
+    monkeypatch.setattr(compiling, "BACKEND", "inductor")
+    options = {"channels": 8, "multipliers": [1], "blocks": 1, "noise_conditioning": "affine", "middle_attention": False}
+    network = unet.build(config.options(unet.Options, options, "unet"), stage().model_copy(update={"low": 8, "high": 16})).train()
+    block = network.regions()[0]
+    compiling.compile_regions(block, CPU)
+    x = torch.randn(2, 8, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    _, codes = run_and_get_code(lambda: block(x, torch.randn(2, 32)).sum().backward())
+    kernels = re.findall(r"^(cpp_fused_\w+) = ", codes[0], re.MULTILINE)
+    norms = [name for name in kernels if "native_group_norm" in name]
+    assert len(norms) == 2 and all("silu" in name for name in norms) and "mul" in norms[1], kernels
+    assert len(kernels) <= 4, kernels
 
 
 def test_a_run_learns_the_same_and_goes_on_bit_equal(tmp_path: Path) -> None:

@@ -2,15 +2,20 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from sr3_core import config
+from sr3_core.config import Stage
+from sr3_core.data.loader import Batch
 from sr3_core.models import unet
+from sr3_core.objectives.diffusion import Objective as Diffusion
 from sr3_core.training.layout import LayoutChanges
 from tests.plugins.tiny_objective import stage
+from tests.unit.training.test_window import diffusion_stage
 
 LAST = torch.channels_last
 GAMMA = torch.tensor([0.3, 0.7], dtype=torch.float64)
@@ -52,6 +57,30 @@ def changes(half: bool = False, **options: Any) -> list[str]:
 )
 def test_no_layout_changes_in_the_unet(options: dict[str, Any]) -> None:
     assert changes(**options) == []
+
+
+def test_a_whole_step_changes_layouts_on_the_image_s_way_in_and_out_alone() -> None:
+    """Of a loader's batch, which is NCHW as noise is drawn and losses are summed: once into the network, and where its output meets the
+    target, is summed and sends its gradient back through the last convolution. All at the image's 3 or 6 channels, none between blocks."""
+    values = diffusion_stage().model_dump()
+    values["model"]["options"] |= {"channels": 16, "multipliers": [1, 2], "blocks": 1}
+    at = config.parse(Stage, {**values, "low": 4, "high": 16})
+    objective = Diffusion(at, {})
+    network = objective.players()["denoiser"].train()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    batch = Batch(torch.randn(2, 3, 16, 16), torch.randn(2, 3, 4, 4), np.arange(2), ("a", "b"))
+    with LayoutChanges() as watched:
+        loss, _ = objective.loss("denoiser", {"denoiser": network}, batch)
+        loss.backward()
+    assert [(change.operation, change.shape, change.made) for change in watched.found] == [
+        ("aten.clone.default", (2, 6, 16, 16), "channels_last"),
+        ("aten.sub.Tensor", (2, 3, 16, 16), "channels_last"),
+        ("aten.clone.default", (2, 3, 16, 16), "NCHW"),
+        ("aten.mul.Tensor", (2, 3, 16, 16), "NCHW"),
+        ("aten.convolution_backward.default", (2, 16, 16, 16), "channels_last"),
+        ("aten.convolution_backward.default", (3, 16, 3, 3), "channels_last"),
+    ]
 
 
 def test_a_change_is_seen_forward_and_backward() -> None:
