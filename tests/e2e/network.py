@@ -19,6 +19,7 @@ import pytest
 from sr3_core import processes
 
 PLACE = "10.77.0"  # the first three numbers of every address; its packets never leave the namespaces
+_MARK = "sr3-"  # before the pid of the test in the name of a namespace
 _LEFT_OUT = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ray_address", "ray_tmpdir")
 
 
@@ -71,17 +72,12 @@ class Host:
         """Take its link down: it hears nobody and nobody hears it."""
         ip("-n", self.name, "link", "set", "eth0", "down")
 
-    def end(self) -> None:
-        """End everything that runs on it."""
-        processes.end(map(int, ip("netns", "pids", self.name).split()), patience_seconds=2)
-        self._keeper.wait()
-
 
 class Network:
     """Hosts by name at ``PLACE``.N in the order they are added, the first one at the bridge itself."""
 
     def __init__(self, scratch: Path, removals: contextlib.ExitStack) -> None:
-        self._mark, self._scratch, self._removals = f"sr3-{os.getpid()}", scratch, removals
+        self._mark, self._scratch, self._removals = f"{_MARK}{os.getpid()}", scratch, removals
         self._hosts: list[Host] = []
 
     def add(self, name: str) -> Host:
@@ -89,7 +85,7 @@ class Network:
         name, number = f"{self._mark}-{name}", len(self._hosts) + 1
         address = f"{PLACE}.{number}"
         ip("netns", "add", name)
-        self._removals.callback(ip, "netns", "delete", name)
+        self._removals.callback(_remove, name)
         ip("-n", name, "link", "set", "lo", "up")
         if not self._hosts:
             ip("-n", name, "link", "add", "eth0", "type", "bridge")
@@ -100,7 +96,6 @@ class Network:
         ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
         ip("-n", name, "link", "set", "eth0", "up")
         host = Host(name, address, self._scratch)
-        self._removals.callback(host.end)
         self._hosts.append(host)
         return host
 
@@ -113,9 +108,19 @@ def ip(*arguments: str) -> str:
     return done.stdout
 
 
+def _remove(name: str) -> None:
+    """End everything that runs in a namespace, then remove it; its links go with it."""
+    processes.end(map(int, ip("netns", "pids", name).split()), patience_seconds=2)
+    ip("netns", "delete", name)
+
+
 @contextlib.contextmanager
 def network() -> Generator[Network, None, None]:
-    """A Network for the block; all of it is removed afterwards."""
+    """A Network for the block; all of it is removed afterwards, and what a test that was killed left is removed first."""
+    for name in (line.split()[0] for line in ip("netns", "list").splitlines()):
+        pid = name.removeprefix(_MARK).partition("-")[0]
+        if name.startswith(_MARK) and pid.isdigit() and not processes.identity(int(pid)):
+            _remove(name)
     # a short folder: below it the paths of Ray's sockets stay within 107 bytes
     with tempfile.TemporaryDirectory(prefix="sr3-") as scratch, contextlib.ExitStack() as removals:
         yield Network(Path(scratch), removals)
