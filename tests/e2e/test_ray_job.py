@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from sr3_core.artifacts.shardset import ShardSet
 from sr3_core.config import Data
 from sr3_core.data import shards
 from sr3_core.data.sources import folder
-from tests.conftest import BIN, RECIPES, REPOSITORY, RayHead, write_photos
+from tests.conftest import BIN, RECIPES, REPOSITORY, Ended, RayHead, write_photos
 from tests.infra.readme import of
 
 
@@ -46,9 +46,18 @@ def test_the_train_room_as_a_ray_job(tmp_path: Path, made: ShardSet, ray_head: R
     submitted([*submit, "--", "python", *room(made, tmp_path)], made, tmp_path)
 
 
-def test_the_train_room_submits_itself_to_a_job_address(tmp_path: Path, made: ShardSet, ray_head: RayHead) -> None:
-    said = submitted([sys.executable, *room(made, tmp_path), "--ray-address", ray_head.jobs], made, tmp_path)
-    assert f"to {ray_head.jobs}" in said and "bundle -> " in said
+def test_a_pipelines_rooms_submit_themselves_to_a_job_address(tmp_path: Path, ray_head: RayHead, sr3: Callable[..., Ended]) -> None:
+    """prepare, train and evaluate of one run, each a job that its task follows; export works in its task."""
+    write_photos(tmp_path / "photos", 14)
+    source = f"data.options.uri={tmp_path}/photos"
+    done = sr3("run", str(RECIPES / "tiny.yaml"), "--set", source, "--root", str(tmp_path / "runs"), "--ray-address", ray_head.jobs)
+    (log,) = (tmp_path / "runs" / "runs").glob("*/run.log")
+    said = log.read_text()
+    assert done.code == 0, said[-4000:] + done.stderr[-2000:]
+    for place in ("shards", "train/x2", "eval"):
+        (mark,) = (path.name for path in (tmp_path / "runs" / place).glob("*") if re.fullmatch("[0-9a-f]{16}", path.name))
+        assert said.count(f"sr3| ray submitted job sr3-{mark}-0 to {ray_head.jobs}") == 1, place
+    assert "sr3| train x2 48/48 images" in said  # the log of the job came with it
 
 
 def test_the_four_rooms_one_after_the_other_as_the_cluster_readme_submits_them(tmp_path: Path, ray_head: RayHead) -> None:
