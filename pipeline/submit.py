@@ -56,8 +56,9 @@ def submit(
 ) -> bool:
     """Upload the pipeline of ``recipe`` and start it, once or again and again (``every``); with ``watch`` follow it: whether it succeeded.
 
-    The version is named by commit and content, and used again when it is there. The service account is the recipe's. Raises BadInput for
-    what the server refuses, Failed when it fails.
+    The version is named by commit and content, and used again when it is there. The service account is the recipe's, or KFP's own where
+    the work goes to Ray clusters of the run's own: that account must have the right to make them. Raises BadInput for what the server
+    refuses, Failed when it fails.
     """
     from pipeline import preflight
     from pipeline.server import Server
@@ -74,7 +75,8 @@ def submit(
     key = run_key or dag.default_run_key(recipe)
     parameters = {"root": root, "mlflow_uri": mlflow_uri, "ray_address": ray_address, "run_key": key}
     given = {"name": key, "experiment": experiment, "parameters": parameters}
-    given["service_account"] = recipe.scaling.kubernetes.service_account
+    own_cluster = ray_address.startswith("kubernetes://")  # its pods have the recipe's account, in a namespace of their own
+    given["service_account"] = None if own_cluster else recipe.scaling.kubernetes.service_account
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
         compile_to(recipe, package, images=images, ray_address=ray_address)

@@ -86,9 +86,10 @@ class Kubernetes(Section):
 
     ``env_from`` hands keys of existing Secrets to the rooms as environment variables. ``accelerator`` is the value of GKE's node label
     ``cloud.google.com/gke-accelerator`` (nvidia-l4, nvidia-h100-80gb), ``accelerator_resource`` what a pod with a GPU asks for. ``spot``
-    puts the work on GKE's spot nodes, but no Ray head and no task that only follows. ``retries`` and ``timeout_seconds`` hold for each
-    task. ``queue`` is a LocalQueue of Kueue, that starts all pods of a Ray cluster or none; it and ``priority_class`` are for Ray clusters
-    of the run's own.
+    puts the work on GKE's spot nodes, but no Ray head and no task that only follows. ``service_account`` is that of the KFP run, or with a
+    Ray cluster of the run's own that of the cluster's pods, and the run has KFP's own then. ``retries`` and ``timeout_seconds`` hold for
+    each task. ``queue`` is a LocalQueue of Kueue, that starts all pods of a Ray cluster or none; it and ``priority_class`` are for Ray
+    clusters of the run's own.
     """
 
     namespace: str | None = Field(default=None, pattern=NAMESPACE)

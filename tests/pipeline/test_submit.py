@@ -126,11 +126,13 @@ def test_the_recipes_service_account_and_the_token_go_along(stub: kfp_stub.Stub,
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"x")
     monkeypatch.setenv("KFP_TOKEN", "a-token")
-    more = ("--set", f"data.options.uri={tmp_path / 'photos'}", "--ray-address", "kubernetes://team-a", "--experiment", "mine")
+    more = ("--set", f"data.options.uri={tmp_path / 'photos'}", "--experiment", "mine")
     done = submitted(stub, *more, recipe=str(RECIPES / "gpu.yaml"))
     assert done.exit_code == 0, done.output
     assert stub.runs[0].service_account == "sr3" and stub.experiments[0].display_name == "mine"
     assert set(stub.tokens) == {"Bearer a-token"} and "a-token" not in done.output
+    submitted(stub, *more, "--ray-address", "kubernetes://team-a", recipe=str(RECIPES / "gpu.yaml"))
+    assert not stub.runs[1].service_account, "the account of the Ray cluster's pods, in their namespace, which KFP's does not have"
     monkeypatch.delenv("KFP_TOKEN")
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
     (tmp_path / "token").write_text("another\n")
