@@ -15,7 +15,8 @@ def place_on_server(task: dsl.PipelineTask, room: str, scaling: Scaling, *, imag
     """Give ``task`` what ``scaling`` and the room's row ask for. The service account is the run's, chosen at submission; a priority class
     and a queue hold for a Ray cluster of the run's own alone, because KFP has no setting for the first and makes pods of its own beside."""
     wanted, settings = resources.of(room, scaling, ray_address=ray_address), scaling.kubernetes
-    task.set_cpu_request(wanted.cpu).set_memory_request(wanted.memory).set_memory_limit(wanted.memory)
+    task.set_cpu_request(wanted.cpu).set_cpu_limit(wanted.cpu).set_memory_request(wanted.memory).set_memory_limit(wanted.memory)
+    kubernetes.set_security_context(task, run_as_non_root=True)  # KFP itself drops every capability; the images name their user by number
     task.set_retry(wanted.retries, backoff_duration="30s", backoff_factor=2.0)
     task.set_env_variable("SR3_PROGRESS_SECONDS", _PROGRESS_SECONDS).set_env_variable(IMAGE_VARIABLE, resources.image(room, images))
     if wanted.gpu:

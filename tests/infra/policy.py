@@ -184,7 +184,7 @@ def pipeline_faults(spec: Document, platform: Document) -> Iterator[str]:
         if not is_pinned(container["image"]):
             yield f"{name} has image {container['image']!r}, which may be another tomorrow"
         asked = container.get("resources", {})
-        for key in ("resourceCpuRequest", "resourceMemoryRequest", "resourceMemoryLimit"):
+        for key in ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit"):
             if not asked.get(key):
                 yield f"{name} has no {key}"
         for variable in container.get("env", []):
@@ -192,10 +192,16 @@ def pipeline_faults(spec: Document, platform: Document) -> Iterator[str]:
                 yield f"{name}: {variable['name']} has a value instead of a reference"
         yield from secret_texts(container.get("env", []), f"{name}.env")
     yield from (f"{place}" for place in secret_texts(_constants(spec), "parameters"))
-    for name, pod in platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {}).items():
+    settings = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
+    yield from (f"{name} may run as root" for name in spec["deploymentSpec"]["executors"] if not _as_nobody(settings.get(name, {})))
+    for name, pod in settings.items():
         yield from (f"{name} mounts the node's files" for key in pod if "hostPath" in key)
         if pod.get("securityContext", {}).get("privileged"):
             yield f"{name} is privileged"
+
+
+def _as_nobody(pod: Document) -> bool:
+    return pod.get("securityContext", {}).get("runAsNonRoot") is True
 
 
 def _constants(value: Any) -> list[str]:

@@ -178,6 +178,13 @@ def test_a_bad_pipeline_is_refused(path: tuple[str, ...], value: Any, told: str,
     assert told in list(policy.pipeline_faults(spec, platform))
 
 
+def test_a_task_that_may_be_root_is_refused(tmp_path: Path) -> None:
+    spec, platform = _compiled(str(RECIPES / "tiny.yaml"), tmp_path)
+    for pod in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
+        pod["securityContext"].pop("runAsNonRoot")
+    assert "exec-train may run as root" in list(policy.pipeline_faults(spec, platform))
+
+
 def test_a_secret_among_a_pipelines_constants_is_found(tmp_path: Path) -> None:
     spec, platform = _compiled(str(RECIPES / "tiny.yaml"), tmp_path)
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]

@@ -57,14 +57,15 @@ def test_the_demo_asks_for_cpus_alone() -> None:
     assert retries(GOLDEN / "demo.yaml") == {"prepare": 2, "train": 3, "train-2": 3, "evaluate": 2, "export": 2, "finish": 2}
     for task, container in containers.items():
         assert "accelerator" not in container["resources"], task
-        assert set(pods[task]) == {"fieldPathAsEnv", "imagePullPolicy", "podMetadata"}, task
+        assert set(pods[task]) == {"fieldPathAsEnv", "imagePullPolicy", "podMetadata", "securityContext"}, task
+        assert pods[task]["securityContext"] == {"runAsNonRoot": True}, task
         assert pods[task]["podMetadata"] == {"annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}}, task
         assert pods[task]["imagePullPolicy"] == "IfNotPresent"
         assert {item["name"]: item["fieldPath"] for item in pods[task]["fieldPathAsEnv"]} == {
             "POD_NAME": "metadata.name", "POD_UID": "metadata.uid", "POD_NAMESPACE": "metadata.namespace",
         }  # fmt: skip
     asked = containers["train"]["resources"]
-    assert (asked["resourceCpuRequest"], asked["resourceMemoryLimit"]) == ("8", "32Gi")
+    assert (asked["resourceCpuRequest"], asked["resourceCpuLimit"], asked["resourceMemoryLimit"]) == ("8", "8", "32Gi")
 
 
 def test_the_gpu_recipe_asks_for_what_it_says() -> None:
