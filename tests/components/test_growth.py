@@ -18,6 +18,22 @@ def test_room_that_lasts_is_used_once() -> None:
     assert not due(growth, 11 * LATER, workers=2, free=2, total=6) and due(growth, 12 * LATER, workers=2, free=2, total=6)  # another node
 
 
+def test_a_node_in_the_place_of_a_lost_one_is_room_again() -> None:
+    """A group that has grown, has lost a worker and is offered as much as before."""
+    growth = Growth(2, EACH)
+    assert not due(growth, 0) and due(growth, LATER)
+    assert not due(growth, 2 * LATER, workers=2, free=0)  # it has grown
+    assert not due(growth, 3 * LATER) and due(growth, 4 * LATER)
+
+
+def test_room_in_pieces_is_tried_again_once_the_cluster_was_another() -> None:
+    growth = Growth(2, EACH)
+    assert not due(growth, 0) and due(growth, LATER)
+    assert not due(growth, 2 * LATER) and not due(growth, 4 * LATER)  # the next group was no larger
+    assert not due(growth, 5 * LATER, free=0, total=2)
+    assert not due(growth, 6 * LATER) and due(growth, 7 * LATER)
+
+
 def test_room_that_goes_away_again_counts_from_its_return() -> None:
     growth = Growth(2, EACH)
     assert not due(growth, 0) and not due(growth, 10, free=1) and not due(growth, 20)
