@@ -233,7 +233,7 @@ class CheckpointStore:
         checkpoint, damage = self._verified(number)
         if checkpoint is None:
             raise Failed(f"checkpoint {uri} does not read back as it was written ({damage}); the one before is kept")
-        self._drop()
+        self._drop(number)
         return checkpoint
 
     def rate(self, number: int, score: float) -> None:
@@ -246,16 +246,20 @@ class CheckpointStore:
         there = self._numbers()
         known = {at: value for at, value in self.scores().items() if at in there}
         storage.write_json(storage.join(self.uri, SCORES), {str(at): value for at, value in sorted({**known, number: score}.items())})
-        self._drop()
+        self._drop(number)
 
     def scores(self) -> dict[int, float]:
         """What was rated, by images seen; of checkpoints that are gone too."""
         place = storage.join(self.uri, SCORES)
         return {int(at): float(value) for at, value in storage.read_json(place).items()} if storage.exists(place) else {}
 
-    def _drop(self) -> None:
-        """Drop the checkpoints that are neither among the newest nor among the best; of two that are equally good the older one goes."""
-        numbers = self._numbers()
+    def _drop(self, number: int) -> None:
+        """Drop the checkpoints that are neither among the newest nor among the best; of two that are equally good the older one goes.
+
+        The newest is the one at ``number`` images: those after it were damaged, or the run would have gone on from there. They stay
+        until they are written anew, and take no whole one's place.
+        """
+        numbers = [at for at in self._numbers() if at <= number]
         scores = self.scores() if self.best else {}
         rated = sorted((number for number in numbers if number in scores), key=lambda number: (scores[number], number))
         for old in sorted(set(numbers[: -self.keep]) - set(rated[-self.best :] if self.best else ())):

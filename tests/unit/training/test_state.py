@@ -83,6 +83,21 @@ def test_only_damaged_ones_are_not_taken_for_none(done: Path) -> None:
         run(str(done))
 
 
+def test_a_damaged_one_takes_no_place_of_those_written_before_it(done: Path) -> None:
+    """Fallen back to the one before, then ended in order between the two: what was written there is what the next run goes on from."""
+    whole = storage.sha256(str(newest_file(done, "optimizers.safetensors")))
+    cut(newest_file(done, "ema.safetensors"))
+    said: list[str] = []
+    store = CheckpointStore(str(done), keep=1, say=said.append)
+    for stop in (True, False):
+        worker = LocalWorker(stop=lambda stop=stop: stop)
+        train(stage(), None, worker=worker, checkpoints=store, batches=Memory(), say=said.append, log=lambda *_: None)
+        if stop:
+            assert places(done) == [84, 96]
+    assert [line for line in said if "resuming" in line] == ["resuming at 72 of 96 images", "resuming at 84 of 96 images"]
+    assert places(done) == [96] and storage.sha256(str(newest_file(done, "optimizers.safetensors"))) == whole
+
+
 def test_another_recipe_is_refused_by_its_keys(done: Path) -> None:
     with pytest.raises(BadInput) as refused:
         run(str(done), seed=1, optimizer={"learning_rate": 2e-3})
