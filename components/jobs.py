@@ -36,6 +36,15 @@ def run_elsewhere(address: str, module: str, arguments: Sequence[str], *, finger
         submit_and_follow(address, module, arguments, fingerprint=fingerprint)
 
 
+def scaling_there(address: str, room: str, scaling: Scaling) -> Scaling:
+    """The section as a job of ``room`` at ``address`` is to have it: on a cluster made for it a worker has a pod's whole CPUs, unless the
+    recipe says otherwise. There the job cannot tell: a cluster that begins with ``min_workers`` pods has their CPUs alone, and divided by
+    all workers they would have no pod's size, so that several stood on one pod and no further one was ever asked for."""
+    if not address.startswith(cluster.KUBERNETES) or scaling.cpus_per_worker is not None:
+        return scaling
+    return scaling.model_copy(update={"cpus_per_worker": scaling.kubernetes.whole_cpus(room)})
+
+
 def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fingerprint: str) -> None:
     """Run ``python -m module arguments`` as a Ray job at ``address`` (http://HOST:PORT), print its log, and end as it ends.
 

@@ -14,7 +14,7 @@ import numpy as np
 from components import cluster, provenance
 from components.evaluate import plan, verdict, work
 from components.evaluate.plan import Draw, Job, Setting
-from components.jobs import run_elsewhere
+from components.jobs import run_elsewhere, scaling_there
 from sr3_core import config, images, labels, storage, tracking
 from sr3_core.artifacts import bundle, report, report_figures, report_page
 from sr3_core.artifacts.bundle import ModelBundle, handed_on, handed_on_json
@@ -76,14 +76,14 @@ def run(
     if done is None:
         cluster.check(ray_address)  # before a run in MLflow is opened; a finished report needs no Ray
     address = cluster.resolve(ray_address)
+    scale = config.parse(Scaling, scaling)
     if cluster.is_job_address(address) and done is None:
-        given = {"section": section, "scaling": scaling, "shards_uri": storage.absolute(shards_uri), "shards_sha256": shards_sha256}
+        there = scaling_there(address, ROOM, scale).canonical_json()
+        given = {"section": section, "scaling": there, "shards_uri": storage.absolute(shards_uri), "shards_sha256": shards_sha256}
         place = {"root": root, "mlflow_uri": mlflow_uri, "run_key": run_key, "mlflow_run_id": mlflow_run_id}
         place["bundles"] = handed_on_json(handed)
-        scale, arguments = config.parse(Scaling, scaling), _arguments({**given, **place})
-        run_elsewhere(address, "components.evaluate", arguments, fingerprint=fingerprint, scaling=scale)
+        run_elsewhere(address, "components.evaluate", _arguments({**given, **place}), fingerprint=fingerprint, scaling=scale)
         return _result(EvalReport.open(folder))
-    scale = config.parse(Scaling, scaling)
     with tracking.child(mlflow_uri, mlflow_run_id or None, ROOM, fingerprint) as tracker:
         tracker.set_tags(provenance.tags())
         tracker.log_params({"evaluation": evaluation.model_dump(mode="json"), "scaling": scale.model_dump(mode="json")})

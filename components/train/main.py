@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components import cluster, provenance
-from components.jobs import run_elsewhere
+from components.jobs import run_elsewhere, scaling_there
 from components.train.gauges import Gauges
 from sr3_core import config, plugins, storage, tracking
 from sr3_core.artifacts import bundle
@@ -70,7 +70,8 @@ def run(
     cluster.check(ray_address)
     address = cluster.resolve(ray_address)
     if cluster.is_job_address(address) and _finished(place, task) is None:
-        arguments = {"section": stage.canonical_json(), "scaling": scale.canonical_json(), "shards-uri": shards.uri, "root": root}
+        there = scaling_there(address, ROOM, scale).canonical_json()
+        arguments = {"section": stage.canonical_json(), "scaling": there, "shards-uri": shards.uri, "root": root}
         arguments |= {"shards-sha256": shards_sha256, "mlflow-uri": mlflow_uri, "run-key": run_key, "mlflow-run-id": mlflow_run_id}
         given = [f"--{name}={value}" for name, value in arguments.items()]
         run_elsewhere(address, "components.train", given, fingerprint=mark, scaling=scale)

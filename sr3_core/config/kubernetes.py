@@ -122,6 +122,11 @@ class Kubernetes(Section):
         own, usual = self.rooms.get(room, Room()), SIZES[room]  # type: ignore[call-overload]
         return str(own.cpu or usual.cpu), str(own.memory or usual.memory)
 
+    def whole_cpus(self, room: str) -> int:
+        """The whole CPUs of one pod of ``room``; at least 1, as Ray counts them there."""
+        cpu, _ = self.size(room)
+        return max(1, int(cpu.removesuffix("m")) // 1000 if cpu.endswith("m") else int(float(cpu)))
+
     def selector(self, *, gpu: bool, works: bool) -> dict[str, str]:
         """The node labels a pod wants: those of the accelerator with ``gpu``, of spot nodes where it ``works`` and does not only follow."""
         labels = dict(self.node_selector)
