@@ -164,7 +164,7 @@ class _Follower:
             return
         images_seen, metrics = content
         if self._progress is None:
-            self._seen = self._looked = images_seen
+            self._seen, self._looked = images_seen, images_seen - 1  # a look may be owed since the last run
             self._progress = Progress(ROOM, self._stage.name, total=self._stage.training.images, unit="images", done=images_seen)
             self._progress.advance(0)
         elif images_seen > self._seen:

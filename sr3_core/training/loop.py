@@ -96,6 +96,8 @@ def train(
     stream = from_here()
     try:
         with Saver(checkpoints, facts) as saver:
+            if watcher is not None and watcher.owes_rating(state, checkpoints):  # a run that ended between a checkpoint and the look at it
+                clock += _look(watcher, state, objective, saver=saver, checkpoints=checkpoints)
             while state.images_seen < training.images:
                 saver.check()
                 turn = objective.turns[state.images_seen // training.global_batch % len(objective.turns)]
@@ -132,13 +134,19 @@ def train(
                 if stop:
                     break
                 if watcher is not None:  # the state is saved by now: a look that fails costs no step
-                    clock += watcher.look(state, objective)  # not training's time
-                    if watcher.rated is not None and watcher.rated[0] == state.images_seen:
-                        saver.wait()
-                        checkpoints.rate(*watcher.rated)
+                    clock += _look(watcher, state, objective, saver=saver, checkpoints=checkpoints)
     finally:
         _close(stream)
     return state
+
+
+def _look(watcher: Watcher, state: TrainState, objective: Any, *, saver: Saver, checkpoints: CheckpointStore) -> float:
+    """Look, if it is time to, and rate the checkpoint of this moment; the seconds of the look, which are not training's time."""
+    seconds = watcher.look(state, objective)
+    if watcher.rated is not None and watcher.rated[0] == state.images_seen:
+        saver.wait()
+        checkpoints.rate(*watcher.rated)
+    return seconds
 
 
 def environment(worker: Worker) -> dict[str, Any]:

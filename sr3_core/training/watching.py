@@ -23,7 +23,7 @@ from sr3_core.data.loader import Batch, MicroBatches
 from sr3_core.errors import BadInput
 from sr3_core.metrics import _base as metrics
 from sr3_core.training import window
-from sr3_core.training.state import TrainState
+from sr3_core.training.state import CheckpointStore, TrainState
 
 GAP = 2  # white pixels between the images of a grid
 Tell = Callable[[int, dict[str, float], bytes | None], None]
@@ -91,6 +91,11 @@ class Watcher:
         self.rated: tuple[int, float] | None = None
         self._judges = judges(stage, degradation=degradation) if self.options.samples else []
 
+    def owes_rating(self, state: TrainState, checkpoints: CheckpointStore) -> bool:
+        """Whether the checkpoint that ``state`` was loaded from is one to be rated and is not: the run ended before it was looked at."""
+        due = self.options.keep_best > 0 and state.images_seen > 0 and self._is_time(state)
+        return due and state.images_seen not in checkpoints.scores()
+
     def look(self, state: TrainState, objective: Any) -> float:
         """Look, if it is time to, and tell; the seconds it took.
 
@@ -99,7 +104,7 @@ class Watcher:
         with a sample that is not finite has none of the latter.
         With ``keep_best`` ``rated`` are then the images seen and what the weights are worth, higher being better.
         """
-        if state.images_seen % self.options.images and state.images_seen != self._stage.training.images:
+        if not self._is_time(state):
             return 0.0
         start = time.monotonic()
         found: dict[str, float] = {}
@@ -120,6 +125,9 @@ class Watcher:
             self.rated = state.images_seen, found[metric] if self.options.best_by == "psnr_rgb" else -found[metric]
         self._tell(state.images_seen, found, picture)
         return time.monotonic() - start
+
+    def _is_time(self, state: TrainState) -> bool:
+        return state.images_seen % self.options.images == 0 or state.images_seen == self._stage.training.images
 
     def _losses(self, objective: Any, players: Mapping[str, nn.Module], turn: str, device: torch.device) -> dict[str, float]:
         total: window.Window = {}

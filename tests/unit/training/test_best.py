@@ -59,11 +59,13 @@ def test_the_best_are_kept_beside_the_newest(tmp_path: Path, best_by: str, sign:
     assert {at: sign * -looks[at][f"validation/{best_by}"] for at in best} == {at: store.scores()[at] for at in best}
 
 
-def test_a_run_in_two_parts_keeps_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [8, 9, 16])
+def test_a_run_in_two_parts_keeps_the_same(tmp_path: Path, stopped: int) -> None:
+    """Stopped between two looks, at 108 images, and where one was due: at 96, and at the end."""
     stage = tiny_objective.stage(watch=WATCH, **ROUGH)
-    run(stage, tmp_path / "whole")
-    for stop_at in (9, 10**6):  # at 108 images, between two looks
-        run(stage, tmp_path / "parts", stop_at=stop_at)
+    whole = run(stage, tmp_path / "whole")
+    first, second = (run(stage, tmp_path / "parts", stop_at=stop_at) for stop_at in (stopped, 10**6))
+    assert first | second == whole and not first.keys() & second.keys()
     assert kept(tmp_path / "parts") == kept(tmp_path / "whole")
     assert (tmp_path / "parts" / SCORES).read_bytes() == (tmp_path / "whole" / SCORES).read_bytes()
 
