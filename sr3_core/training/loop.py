@@ -197,16 +197,16 @@ def _start(
     wrapped = {turn: players[turn] if own_sums else worker.wrap(players[turn], ddp) for turn in dict.fromkeys(objective.turns)}
     for player in wrapped.values():
         compression.compress(player, stage.training.gradient_compression)
+    before = [(buffer, buffer.clone()) for player in players.values() for buffer in player.buffers()]  # running statistics, of critics too
     # DistributedDataParallel orders its buckets anew after its first backward; without this one the first step after a
     # resume would add gradients up in another order than the uninterrupted run did. With a static graph its first backward must be one
     # that all workers average, which the first micro-batch of several is not
     for turn in wrapped if not own_sums and (checkpoint is not None or ddp.static_graph) else ():
         batch = batches.batch(worker.rank * stage.training.micro_batch, stage.training.micro_batch)
-        before = {name: tensor.clone() for name, tensor in players[turn].state_dict().items()} if checkpoint is None else None
         _backward(stage, state, objective, wrapped, precision, turn=turn, batch=batch, share=1.0, worker=worker)
         players[turn].zero_grad(set_to_none=True)
-        if before is not None:  # running statistics
-            players[turn].load_state_dict(before)
+    for buffer, value in before:
+        buffer.copy_(value)
     if checkpoint is None:
         say("starting from scratch" if init is None else fine_tune.told(init, stage))
         state.init_sha256 = None if init is None else init.manifest_sha256

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sr3_core.config import DataParallel
 from sr3_core.errors import BadInput, Failed
 from sr3_core.training import pace
 from sr3_core.training.loop import learning_rate, micro_batches_per_step, train
@@ -61,6 +62,24 @@ def test_the_gradient_is_clipped_and_the_unclipped_norm_logged(tmp_path: Path) -
     moments = torch.cat([entry["exp_avg"].flatten() for entry in state.optimizers["net"].state.values()])
     assert float(moments.norm()) == pytest.approx(0.1 * 1e-3, rel=1e-3)
     assert lines[-1][1]["gradient_norm"] > 1e-2
+
+
+def test_a_static_graph_s_first_backward_leaves_no_trace(tmp_path: Path) -> None:
+    """Nor in the running statistics of the players whose turn it is not."""
+    section = stage(options={"dropout": 0.0})
+    section = section.model_copy(update={"objective": section.objective.model_copy(update={"name": "tests.plugins.two_players"})})
+    found: list[dict[str, torch.Tensor]] = []
+    for static in (False, True):
+        chosen = section.training.model_copy(update={"ddp": DataParallel(static_graph=static)})
+        store = CheckpointStore(str(tmp_path / str(static)), keep=1, say=lambda text: None)
+        state = train(
+            section.model_copy(update={"training": chosen}),
+            None, worker=LocalWorker(), checkpoints=store, batches=Memory(), say=lambda text: None, log=lambda *_: None,
+        )  # fmt: skip
+        found.append({f"{name}/{key}": value for name, player in state.players.items() for key, value in player.state_dict().items()})
+    plain, static = found
+    assert int(plain["critic/1.num_batches_tracked"]) == 96 / 2
+    assert [name for name in plain if not torch.equal(plain[name], static[name])] == []
 
 
 @pytest.mark.parametrize("workers", [4, 5, 12])
