@@ -53,7 +53,7 @@ class Worker(Protocol):
         ...
 
     def report(self, metrics: Mapping[str, float], *, checkpoint: bool) -> None:
-        """Tell the launcher where the group stands; ``checkpoint``: one was just written and verified."""
+        """Tell the launcher where the group stands; ``checkpoint``: rank 0 has begun one, and has verified it where the group ends."""
         ...
 
     def should_stop(self) -> bool:
