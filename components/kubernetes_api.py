@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from components import cluster
-from components.rayjob_manifest import FINGERPRINT_LABEL, GROUP, PLURAL, VERSION
+from components.rayjob_manifest import FINGERPRINT_LABEL, GROUP, PLURAL, VERSION, owner_reference
 from sr3_core.errors import BadInput, Failed
 from sr3_core.progress import say
 
@@ -27,14 +27,23 @@ class OutOfReach(Exception):
     """The API server did not answer, or not with anything that could be used, for RETRIES tries."""
 
 
+class Refused(OutOfReach):
+    """The API server refused what it had granted before: a login ran out, or rights are being changed. No job ends for that."""
+
+
 class Api:
-    """RayJobs and pods of one namespace through the real client; errors of the server become one line each."""
+    """RayJobs and pods of one namespace through the real client; errors of the server become one line each.
+
+    A right that is missing from the beginning is BadInput, one that was there is Refused: so is any while the caller follows a job that it
+    did not make (``adopted``).
+    """
 
     def __init__(self, namespace: str) -> None:
         from kubernetes import client, config
         from kubernetes.config.config_exception import ConfigException
 
         self.namespace, self._blind = namespace, False
+        self.adopted, self._granted = False, set[str]()
         settings = client.Configuration()
         try:
             if os.environ.get("KUBERNETES_SERVICE_HOST"):
@@ -96,6 +105,34 @@ class Api:
 
         self._ask("patch", change)
 
+    def own(self, name: str, owner: tuple[str, str]) -> bool:
+        """Add the pod ``owner`` (name, uid) to those that the RayJob belongs to; False when it is gone.
+
+        Beside the first follower's pod and not in its place: Kubernetes removes an object when the last of its owners is gone, and takes
+        those that are gone off the list before. So the first pod's removal does not end the job under the one that follows it now, nor the
+        other way round where both do, and the last one's removal still ends it.
+        """
+        from kubernetes.client import ApiException
+
+        def add() -> bool:
+            job = self.get(name)
+            if job is None or job["metadata"].get("deletionTimestamp"):
+                return False
+            there = job["metadata"].get("ownerReferences", [])
+            if any(reference["uid"] == owner[1] for reference in there):
+                return True
+            # a merge replaces the list: the version refuses it when another one has changed the job meanwhile, KubeRay its status
+            meta = {"ownerReferences": [*there, owner_reference(owner)], "resourceVersion": job["metadata"].get("resourceVersion")}
+            try:
+                self._custom.patch_namespaced_custom_object(**self._place, name=name, body={"metadata": meta}, **_TIMES)
+            except ApiException as error:
+                if error.status == 404:
+                    return False
+                raise
+            return True
+
+        return self._ask("patch", add, again=(409,))
+
     def delete(self, job: dict[str, Any]) -> None:
         """Remove the RayJob, and with it (KubeRay owns them by it) its cluster and its submitter; never another one that bears its name by
         now. ``job`` is as the server gave it, or as it was to be created. Says so when it cannot be removed."""
@@ -137,37 +174,44 @@ class Api:
         try:
             with contextlib.closing(stream):
                 for event in stream:
+                    self._granted.add("watch")
                     job = event["object"]
                     if job["metadata"]["name"] == name:
                         yield None if event["type"] == "DELETED" else job
+            self._granted.add("watch")
         except ApiException as error:
             if error.status in (401, 403):
-                _explain(error, "watch", self.namespace)
+                self._refuse(error, "watch")
             time.sleep(1)  # asked for by itself next
-        except (urllib3.exceptions.HTTPError, OSError, ValueError):
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            if isinstance(error, urllib3.exceptions.ReadTimeoutError):  # nothing came, and no refusal either
+                self._granted.add("watch")
             time.sleep(1)
 
     def pods(self, label: str) -> list[Any]:
         """The pods with ``label`` (name=value); none, said once, where they cannot be listed."""
         try:
             return list(self._ask("list pods", lambda: self.core.list_namespaced_pod(self.namespace, label_selector=label, **_TIMES)).items)
-        except (BadInput, Failed) as error:
+        except (BadInput, Failed, Refused) as error:
             if not self._blind:
                 say("ray", f"cannot tell why pods do not start: {error}")
             self._blind = True
             return []
 
-    def _ask(self, verb: str, question: Callable[[], Result]) -> Result:
-        """What ``question`` answers; tried again when the server fails or does not answer, explained when it refuses."""
+    def _ask(self, verb: str, question: Callable[[], Result], *, again: tuple[int, ...] = ()) -> Result:
+        """What ``question`` answers; tried again when the server fails, does not answer or answers with one of ``again``, explained when it
+        refuses."""
         import urllib3
         from kubernetes.client import ApiException
 
         for tries in range(RETRIES + 1):
             try:
-                return question()
+                answer = question()
+                self._granted.add(verb)
+                return answer
             except ApiException as error:
-                if error.status not in (0, 408, 429) and error.status < 500:
-                    _explain(error, verb, self.namespace)
+                if error.status not in (0, 408, 429, *again) and error.status < 500:
+                    self._refuse(error, verb)
                 lost: Exception = error
                 reason = f"{error.status} {_message(error)}"
             except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -178,6 +222,12 @@ class Api:
                 say("ray", f"the API server does not serve ({reason}), trying again")
             time.sleep(2**tries)
         raise AssertionError("the last try returns or raises")
+
+    def _refuse(self, error: Any, verb: str) -> NoReturn:
+        """Raise what the refusal of ``verb`` comes to."""
+        if error.status in (401, 403) and (self.adopted or verb in self._granted):
+            raise Refused(f"{verb}: {error.status} {_message(error)}")
+        _explain(error, verb, self.namespace)
 
 
 def _message(error: Any) -> str:

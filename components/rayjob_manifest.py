@@ -119,8 +119,13 @@ def manifest(
         spec["suspend"] = True
     meta: dict[str, Any] = {"name": name, "namespace": namespace, "labels": labels}
     if owner is not None:
-        meta["ownerReferences"] = [{"apiVersion": "v1", "kind": "Pod", "name": owner[0], "uid": owner[1]}]
+        meta["ownerReferences"] = [owner_reference(owner)]
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "RayJob", "metadata": meta, "spec": spec}
+
+
+def owner_reference(pod: tuple[str, str]) -> dict[str, str]:
+    """The pod (name, uid) as one that an object in its namespace belongs to."""
+    return {"apiVersion": "v1", "kind": "Pod", "name": pod[0], "uid": pod[1]}
 
 
 def deadline(scaling: Scaling, elapsed: float = 0.0) -> int:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from components import cluster, entry
-from components.kubernetes_api import Api, OutOfReach, quota
+from components.kubernetes_api import Api, OutOfReach, Refused, quota
 from components.rayjob_log import SUBMITTER_LABEL, Log
 from components.rayjob_manifest import ALONE_SECONDS, deadline, manifest
 from sr3_core.config import Scaling
@@ -34,9 +34,9 @@ def run(address: str, module: str, arguments: Sequence[str], *, fingerprint: str
     """Run ``python -m module arguments`` on a Ray cluster made for it, print its log, end as it ends; the cluster is gone then.
 
     The RayJob's name is ``sr3-<fingerprint>-<attempt>``: a retried caller follows the attempt that is still there. Raises BadInput for
-    what the cluster refuses and when the job ends with exit code 2, Failed when it ends otherwise or the API server stays out of reach:
-    the RayJob then goes on for ``ALONE_SECONDS``. An interrupt or TERM of the caller, or the end of the one who started it, removes the
-    RayJob; so does KubeRay after that time when the caller was killed.
+    what the cluster refuses and when the job ends with exit code 2, Failed when it ends otherwise or the API server stays out of reach, or
+    refuses what it granted before: the RayJob then goes on for ``ALONE_SECONDS``. An interrupt or TERM of the caller, or the end of the
+    one who started it, removes the RayJob; so does KubeRay after that time when the caller was killed.
     """
     image = image_of(module.rpartition(".")[2])
     api = Api(namespace(address, scaling))
@@ -55,7 +55,8 @@ def run(address: str, module: str, arguments: Sequence[str], *, fingerprint: str
             status = _follow(api, name, image, scaling)
             log.end()
         except OutOfReach as error:
-            lost = f"Kubernetes at {address} is out of reach ({error})"
+            state = "refuses what it granted before" if isinstance(error, Refused) else "is out of reach"
+            lost = f"Kubernetes at {address} {state} ({error})"
             left = (
                 f"; RayJob {held[0]['metadata']['name']} goes on for {ALONE_SECONDS // 60} minutes: the same command follows it again"
                 if held
@@ -122,8 +123,8 @@ def _attempt(
                 return name
             held.clear()
         job = there.get(name) or api.get(name)  # 409: made by another meanwhile, or by a try of ours whose answer was lost
-        if job is not None and _may_be_followed(job, body):
-            held[:] = [job]
+        if job is not None and _may_be_followed(job, body) and (owner is None or api.own(name, owner)):
+            api.adopted, held[:] = True, [job]
             say("ray", f"following RayJob {name} in {api.namespace}, which is there already")
             return name
     raise Failed(f"conflict (409): {_ATTEMPTS} RayJobs sr3-{fingerprint}-N are there in {api.namespace}; remove those that are done with")
