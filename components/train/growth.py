@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 SETTLED_SECONDS = 25.0  # Ray Train looks for new nodes every 20 s: a group started before that would be as small as the last
+LONGEST_SECONDS = 600.0  # doubled each time up to this: two trainings on one cluster, each of which leaves room while it starts anew
 
 
 class Growth:
@@ -10,11 +11,13 @@ class Growth:
 
     def __init__(self, most: int, each: Mapping[str, float]) -> None:
         self._most, self._each = most, dict(each)
+        self._settled = SETTLED_SECONDS
         self._since: float | None = None
         self._tried: tuple[int, Mapping[str, float]] | None = None
 
     def due(self, now: float, *, workers: int, free: Mapping[str, float], total: Mapping[str, float]) -> bool:
-        """Whether ``workers`` are to stop for a larger group: at ``now`` (seconds) they have run beside room for ``SETTLED_SECONDS``.
+        """Whether ``workers`` are to stop for a larger group: at ``now`` (seconds) they have run beside room for ``SETTLED_SECONDS``,
+        twice as long after each yes, at most ``LONGEST_SECONDS``.
 
         ``free`` and ``total`` are the cluster's resources by name. Yes once for each ``workers`` and ``total`` in a row: what is free may
         lie in pieces, each on another node and too small for a worker, and then the next group is no larger. A node that is lost after
@@ -30,7 +33,8 @@ class Growth:
             return False
         if self._since is None:
             self._since = now
-        if now - self._since < SETTLED_SECONDS:
+        if now - self._since < self._settled:
             return False
+        self._settled = min(2 * self._settled, LONGEST_SECONDS)
         self._since, self._tried = None, (workers, whole)
         return True

@@ -1,6 +1,6 @@
 """When a group of workers makes room for a larger one: only for room that lasts, beside a group that runs, once for each cluster."""
 
-from components.train.growth import SETTLED_SECONDS, Growth
+from components.train.growth import LONGEST_SECONDS, SETTLED_SECONDS, Growth
 
 EACH = {"CPU": 2.0}
 LATER = SETTLED_SECONDS + 1
@@ -15,7 +15,7 @@ def test_room_that_lasts_is_used_once() -> None:
     assert [due(growth, now) for now in (0, SETTLED_SECONDS - 1, SETTLED_SECONDS, SETTLED_SECONDS + 1, 10 * LATER)] == [
         False, False, True, False, False,
     ]  # fmt: skip
-    assert not due(growth, 11 * LATER, workers=2, free=2, total=6) and due(growth, 12 * LATER, workers=2, free=2, total=6)  # another node
+    assert not due(growth, 11 * LATER, workers=2, free=2, total=6) and due(growth, 13 * LATER, workers=2, free=2, total=6)  # another node
 
 
 def test_a_node_in_the_place_of_a_lost_one_is_room_again() -> None:
@@ -23,7 +23,7 @@ def test_a_node_in_the_place_of_a_lost_one_is_room_again() -> None:
     growth = Growth(2, EACH)
     assert not due(growth, 0) and due(growth, LATER)
     assert not due(growth, 2 * LATER, workers=2, free=0)  # it has grown
-    assert not due(growth, 3 * LATER) and due(growth, 4 * LATER)
+    assert not due(growth, 3 * LATER) and due(growth, 5 * LATER)
 
 
 def test_room_in_pieces_is_tried_again_once_the_cluster_was_another() -> None:
@@ -31,7 +31,19 @@ def test_room_in_pieces_is_tried_again_once_the_cluster_was_another() -> None:
     assert not due(growth, 0) and due(growth, LATER)
     assert not due(growth, 2 * LATER) and not due(growth, 4 * LATER)  # the next group was no larger
     assert not due(growth, 5 * LATER, free=0, total=2)
-    assert not due(growth, 6 * LATER) and due(growth, 7 * LATER)
+    assert not due(growth, 6 * LATER) and due(growth, 8 * LATER)
+
+
+def test_it_waits_longer_each_time() -> None:
+    """Two groups that make room for each other do not do so without end."""
+    growth = Growth(9, EACH)
+    now, waited = 0.0, list[float]()
+    for workers in range(1, 8):
+        begun = now
+        while not due(growth, now, workers=workers, free=2, total=2 * workers + 2):
+            now += 1
+        waited.append(now - begun)
+    assert waited == [25, 50, 100, 200, 400, LONGEST_SECONDS, LONGEST_SECONDS]
 
 
 def test_room_that_goes_away_again_counts_from_its_return() -> None:
