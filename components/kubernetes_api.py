@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from components import cluster
 from components.rayjob_manifest import FINGERPRINT_LABEL, GROUP, PLURAL, VERSION, owner_reference
+from sr3_core.artifacts.lease import InUse
 from sr3_core.errors import BadInput, Failed
 from sr3_core.progress import say
 
@@ -239,9 +240,10 @@ def _message(error: Any) -> str:
     return " ".join(str(text).split())[:500]
 
 
-def quota(namespace: str, message: str) -> BadInput:
+def _quota(namespace: str, message: str) -> InUse:
+    """No room in the namespace: InUse, since another stage may hold it for a while, so that KFP's retries are not refused."""
     do = f"ask for less in scaling, wait, or raise the quota: kubectl -n {namespace} describe quota"
-    return BadInput(f"quota exceeded in {namespace} ({message})", "what the namespace's ResourceQuota leaves", do)
+    return InUse(f"quota exceeded in {namespace} ({message})", "what the namespace's ResourceQuota leaves", do)
 
 
 def _explain(error: Any, verb: str, namespace: str) -> NoReturn:
@@ -250,7 +252,7 @@ def _explain(error: Any, verb: str, namespace: str) -> NoReturn:
     if error.status == 401:
         raise BadInput(f"Kubernetes does not know these credentials (401 {message})", "a valid login", "log in, or check KUBECONFIG")
     if error.status == 403 and "exceeded quota" in message:
-        raise quota(namespace, message)
+        raise _quota(namespace, message)
     if error.status == 403:
         what = verb if " " in verb else f"{verb} rayjobs.ray.io"
         do = f"have a Role with it bound to this service account: kubectl auth can-i {what} -n {namespace}"

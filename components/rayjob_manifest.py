@@ -13,6 +13,7 @@ FINGERPRINT_LABEL = "sr3.fingerprint"  # of what is being made: a retried room f
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 TTL_SECONDS = 300  # the follower removes the RayJob; where it has gone, KubeRay removes the cluster after this
 ALONE_SECONDS = 1800  # a job whose follower was killed before it could remove it ends then: each look of a follower puts that off
+PLACE_SECONDS = 1800  # for all pods to find a place and to start: meanwhile those that have one wait, and cost what they cost
 _SUBMITTER_RETRIES = 2  # of the pod that submits and prints the log: it goes on with a job that is there
 _SUBMITTER = config.Room(cpu="500m", memory="1Gi")
 _RAYLET = ("52365", "local_raylet_healthz")  # Ray's own health pages: the agent's port on each node, the dashboard's on the head
@@ -56,6 +57,9 @@ def manifest(
     checkpoints. With a queue the job begins suspended, and Kueue starts all its pods or none. Training with ``min_workers`` begins on as
     many, and Ray's autoscaler adds the others when there is room for them: KubeRay hands in no job before every worker asked for is there.
     With a queue it begins with all, since Kueue counts them once.
+
+    Pods may look for a place for ``PLACE_SECONDS``. KubeRay counts them anew when a suspended job is let go, so that its turn in a queue has
+    no bound.
     """
     settings, room = scaling.kubernetes, module.rpartition(".")[2]
     gpu = scaling.accelerator == "gpu" and room in ("train", "evaluate")
@@ -83,6 +87,7 @@ def manifest(
         },
         "shutdownAfterJobFinishes": True,
         "activeDeadlineSeconds": deadline(scaling),
+        "preRunningDeadlineSeconds": PLACE_SECONDS,
         "ttlSecondsAfterFinished": TTL_SECONDS,
         "backoffLimit": 0,
         "rayClusterSpec": {

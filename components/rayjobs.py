@@ -8,14 +8,14 @@ follower; the RayJob then goes on and is found again.
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from components import cluster, entry
-from components.kubernetes_api import Api, OutOfReach, Refused, quota
+from components.kubernetes_api import Api, OutOfReach, Refused
 from components.rayjob_log import SUBMITTER_LABEL, Log
-from components.rayjob_manifest import ALONE_SECONDS, deadline, manifest
+from components.rayjob_manifest import ALONE_SECONDS, PLACE_SECONDS, deadline, manifest
 from sr3_core.config import Scaling
 from sr3_core.errors import EXIT_BAD_INPUT, BadInput, Failed
 from sr3_core.progress import say
@@ -25,6 +25,7 @@ STUCK_SECONDS = 60.0  # how long a pod may fail to start for a reason that rarel
 _STUCK = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
 _EXIT_CODE = re.compile(r"failed with exit code (\d+)")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_QUOTA = "exceeded quota"  # how Kubernetes' admission begins what it says of one
 PROLONG_SECONDS = ALONE_SECONDS / 6
 _ATTEMPTS = 20  # of one fingerprint that may be there at once
 _NAMED = ("SR3_PROGRESS_SECONDS",)  # of this process's environment, kept in the cluster
@@ -119,6 +120,7 @@ def _attempt(
             held[:] = [body]  # before it is there: a TERM may come in the middle
             if (job := api.create(body)) is not None:
                 held[:] = [job]
+                _tidy(api, there.values(), body)
                 say("ray", f"created RayJob {name} in {api.namespace}: {scaling.workers} workers of {image}")
                 return name
             held.clear()
@@ -133,6 +135,13 @@ def _attempt(
 def _may_be_followed(job: dict[str, Any], body: dict[str, Any]) -> bool:
     is_going = not job["metadata"].get("deletionTimestamp") and not _ended(job.get("status", {}))
     return is_going and job["spec"]["entrypoint"] == body["spec"]["entrypoint"]
+
+
+def _tidy(api: Api, there: Iterable[dict[str, Any]], body: dict[str, Any]) -> None:
+    """Remove the attempts at the same that have ended: their followers were killed, and KubeRay removes their clusters alone."""
+    for job in there:
+        if _ended(job.get("status", {})) and job["spec"]["entrypoint"] == body["spec"]["entrypoint"]:
+            api.delete(job)
 
 
 def _owner(namespace: str) -> tuple[str, str] | None:
@@ -152,7 +161,7 @@ def _ended(status: dict[str, Any]) -> bool:
 
 
 def _follow(api: Api, name: str, image: str, scaling: Scaling) -> dict[str, Any]:
-    """The RayJob's last status. A line for each change of its state; BadInput when its pods cannot start."""
+    """The RayJob's last status. A line for each change of its state; BadInput when pods cannot start, Failed when they find no place."""
     said, waited, since, status, prolonged = "", "", 0.0, dict[str, Any](), None
     while True:
         for job in api.watch(name):
@@ -163,12 +172,16 @@ def _follow(api: Api, name: str, image: str, scaling: Scaling) -> dict[str, Any]
             if state != said:
                 said = state
                 say("ray", f"RayJob {name}: {state}" + (f" ({status['reason']})" if status.get("reason") else ""))
+            if status.get("reason") == "PreRunningDeadlineExceeded":
+                last = f", at last: {waited}" if waited else ""
+                raise Failed(f"RayJob {name} in {api.namespace} found no place in {PLACE_SECONDS // 60} minutes{last}")
             if _ended(status):
                 return status
             prolonged = _prolong(api, name, status, scaling, prolonged)
-        pods = _pods(api, name, status) if said.startswith(("New", "Initializing")) else []
-        reason = _stuck(api.namespace, status, pods, image) if said.startswith(("New", "Initializing")) else None
-        if (waits := _unplaced(pods)) != waited:
+        begins = said.startswith(("New", "Initializing"))
+        pods = _pods(api, name, status) if begins else []
+        reason = _stuck(status, pods, image) if begins else None
+        if (waits := _unplaced(status, pods) if begins else "") != waited:
             waited = waits
             if waits:
                 say("ray", f"RayJob {name} waits for a place: {waits}")
@@ -192,8 +205,11 @@ def _pods(api: Api, name: str, status: dict[str, Any]) -> list[Any]:
     return [*(api.pods(f"ray.io/cluster={named}") if named else []), *api.pods(f"{SUBMITTER_LABEL}={name}")]
 
 
-def _unplaced(pods: list[Any]) -> str:
-    """What the scheduler says of the first pod that no node takes; more nodes may come, so that it is waited for."""
+def _unplaced(status: dict[str, Any], pods: list[Any]) -> str:
+    """What the quota says of pods that it keeps out, else the scheduler of the first one that no node takes; others may make room and more
+    nodes may come, so that it is waited for."""
+    if quota := next((text for text in _not_made(status) if _QUOTA in text), ""):
+        return quota[quota.index(_QUOTA) :]  # without the pod's name, another one at each try
     for pod in pods:
         for condition in pod.status.conditions or []:
             if condition.type == "PodScheduled" and condition.status == "False":
@@ -201,13 +217,17 @@ def _unplaced(pods: list[Any]) -> str:
     return ""
 
 
-def _stuck(namespace: str, status: dict[str, Any], pods: list[Any], image: str) -> BadInput | None:
-    """Why the pods do not start, where that is for the user to mend: an image, a Secret, a quota."""
-    for condition in status.get("rayClusterStatus", {}).get("conditions", []):
-        message = str(condition.get("message", ""))
-        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            if "exceeded quota" in message:
-                return quota(namespace, message)
+def _not_made(status: dict[str, Any]) -> list[str]:
+    """Why KubeRay could not make pods, each in one line."""
+    found = status.get("rayClusterStatus", {}).get("conditions", [])
+    failed = [c for c in found if c.get("type") == "ReplicaFailure" and c.get("status") == "True"]
+    return [" ".join(str(condition.get("message", "")).split())[:500] for condition in failed]
+
+
+def _stuck(status: dict[str, Any], pods: list[Any], image: str) -> BadInput | None:
+    """Why the pods do not start, where that is for the user to mend: an image, a Secret, a policy."""
+    for message in _not_made(status):
+        if _QUOTA not in message:
             return BadInput(f"KubeRay cannot make the pods ({message})", "pods that the namespace admits", "mend what it names")
     for pod in pods:
         for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:

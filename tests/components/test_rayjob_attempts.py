@@ -152,3 +152,23 @@ def test_owners_that_come_at_once_are_all_kept(emulator: Cluster) -> None:
     assert asked[:2] == ["7", "7"]
     ends(emulator)
     assert first.ended() is None
+
+
+def test_attempts_that_have_ended_are_removed_when_a_new_one_is_made(emulator: Cluster) -> None:
+    """Their followers were killed; others' work, what goes on and what has ended otherwise stay."""
+    follower = running(emulator)
+    entry = emulator.rayjobs()[NAME]["spec"]["entrypoint"]
+    ends(emulator)
+    assert follower.ended() is None and emulator.rayjobs() == {}
+    meta = {"namespace": NAMESPACE, "labels": {"sr3.fingerprint": "0123456789abcdef"}}
+    kinds = [(entry, "Complete"), (entry, "Failed"), ("another", "Failed"), (entry, "ValidationFailed")]
+    for number, (entrypoint, state) in enumerate(kinds):
+        body = {"metadata": {**meta, "name": f"{NAME[:-1]}{number}"}, "spec": {"entrypoint": entrypoint}}
+        body["status"] = {"jobDeploymentStatus": state}
+        emulator.custom().create_namespaced_custom_object("ray.io", "v1", NAMESPACE, "rayjobs", body)
+    new = f"{NAME[:-1]}4"
+    follower = Following()
+    until(lambda: set(emulator.rayjobs()) == {f"{NAME[:-1]}2", new})
+    ends(emulator, new)
+    assert follower.ended() is None
+    assert list(emulator.rayjobs()) == [f"{NAME[:-1]}2"]

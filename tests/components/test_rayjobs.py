@@ -15,7 +15,7 @@ import pytest
 from kubernetes.client import ApiException
 
 from components import cluster, kubernetes_api, rayjobs
-from components.rayjob_manifest import ALONE_SECONDS, manifest
+from components.rayjob_manifest import ALONE_SECONDS, PLACE_SECONDS, manifest
 from sr3_core import config
 from sr3_core.artifacts.lease import InUse
 from sr3_core.errors import BadInput, Failed
@@ -235,6 +235,7 @@ def test_what_the_cluster_refuses_is_one_line(where: str, status: int, message: 
     emulator.answer(where, message, status=status)
     error = Following().ended()
     assert isinstance(error, BadInput) and says in str(error) and message in str(error) and "\n" not in str(error)
+    assert isinstance(error, InUse) == ("quota" in message), "a quota may have room later, the rest is for the user to mend"
 
 
 @pytest.mark.parametrize(("status", "message"), [(500, "etcdserver: timeout"), (503, "unavailable"), (429, "too many requests")])
@@ -306,13 +307,42 @@ def test_pods_that_no_node_takes_are_waited_for_and_said_once(emulator: Cluster,
     assert [*said, *capsys.readouterr().out.splitlines()].count(line) == 1
 
 
-def test_pods_that_the_quota_keeps_out(emulator: Cluster) -> None:
+def test_pods_that_the_quota_keeps_out_are_waited_for_and_said_once(emulator: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stage beside this one may hold it; KubeRay gives the pod another name at each try."""
+    follower = Following()
+    line = f"sr3| ray RayJob {NAME} waits for a place: exceeded quota: gpus, requested: 2"
+    said: list[str] = []
+    until(lambda: NAME in emulator.rayjobs())
+    for pod in ("w-1", "w-2", "w-3"):
+        reason = {"type": "ReplicaFailure", "status": "True", "message": f'pods "{pod}" is forbidden: exceeded quota: gpus, requested: 2'}
+        emulator.status(NAME, jobDeploymentStatus="Initializing", rayClusterStatus={"conditions": [reason]})
+        until(lambda: line in (said.extend(capsys.readouterr().out.splitlines()) or said))
+        time.sleep(2)  # one more look at least
+    emulator.status(NAME, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED", rayClusterStatus={})
+    assert follower.ended() is None
+    assert [*said, *capsys.readouterr().out.splitlines()].count(line) == 1
+
+
+def test_pods_that_found_no_place_in_time_may_be_tried_again(emulator: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     follower = Following()
     until(lambda: NAME in emulator.rayjobs())
-    reason = {"type": "ReplicaFailure", "status": "True", "message": 'pods "w" is forbidden: exceeded quota: gpus, requested: 2'}
+    assert emulator.rayjobs()[NAME]["spec"]["preRunningDeadlineSeconds"] == PLACE_SECONDS
+    emulator.pod("worker", {"ray.io/cluster": "sr3-cluster"}, unplaced="0/3 nodes are available.")
+    emulator.status(NAME, jobDeploymentStatus="Initializing", rayClusterName="sr3-cluster")
+    until(lambda: "waits for a place" in capsys.readouterr().out)
+    emulator.status(NAME, jobDeploymentStatus="Failed", reason="PreRunningDeadlineExceeded", message="has passed")
+    error = follower.ended()
+    assert isinstance(error, Failed) and "found no place in 30 minutes, at last: pod worker: 0/3 nodes are available." in str(error)
+    assert emulator.rayjobs() == {}
+
+
+def test_pods_that_the_namespace_does_not_admit(emulator: Cluster) -> None:
+    follower = Following()
+    until(lambda: NAME in emulator.rayjobs())
+    reason = {"type": "ReplicaFailure", "status": "True", "message": 'pods "w" is forbidden: violates PodSecurity'}
     emulator.status(NAME, jobDeploymentStatus="Initializing", rayClusterStatus={"conditions": [reason]})
     error = follower.ended()
-    assert isinstance(error, BadInput) and "quota exceeded in team-a" in str(error)
+    assert isinstance(error, BadInput) and not isinstance(error, InUse) and "violates PodSecurity" in str(error)
 
 
 def test_a_log_that_may_not_be_read_does_not_end_the_job(emulator: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
