@@ -58,8 +58,8 @@ def manifest(
     many, and Ray's autoscaler adds the others when there is room for them: KubeRay hands in no job before every worker asked for is there.
     With a queue it begins with all, since Kueue counts them once.
 
-    Pods may look for a place for ``PLACE_SECONDS``. KubeRay counts them anew when a suspended job is let go, so that its turn in a queue has
-    no bound.
+    Pods may look for a place for ``PLACE_SECONDS``. KubeRay counts them anew when a suspended job is let go, so that its turn in a queue
+    has no bound.
     """
     settings, room = scaling.kubernetes, module.rpartition(".")[2]
     gpu = scaling.accelerator == "gpu" and room in ("train", "evaluate")
