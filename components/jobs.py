@@ -5,6 +5,7 @@ on without its follower, and the same command finds it again by its id.
 """
 
 import asyncio
+import itertools
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -66,7 +67,9 @@ def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fi
         ) from None
     entrypoint = shlex.join(["python", "-m", module, *arguments])
     alive = [job for job in attempts if not job.status.is_terminal() and job.entrypoint == entrypoint]
-    job = str(alive[0].submission_id) if alive else f"sr3-{fingerprint}-{len(attempts)}"
+    taken = {str(job.submission_id) for job in attempts}
+    names = (name for number in itertools.count(len(attempts)) if (name := f"sr3-{fingerprint}-{number}") not in taken)
+    job = str(alive[0].submission_id) if alive else next(names)
 
     def stop() -> None:
         try:
@@ -79,9 +82,9 @@ def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fi
             if alive:
                 say("ray", f"following job {job}, which runs already")
             else:
-                environment = {"env_vars": {cluster.CODE_HASH_VARIABLE: cluster.code_hash()}}
-                client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
-                say("ray", f"submitted job {job} to {address}")
+                while (theirs := _submit(client, job, entrypoint, address)) not in (None, entrypoint):
+                    job = next(names)  # another one's, with arguments of its own
+                say("ray", f"submitted job {job} to {address}" if theirs is None else f"following job {job}, which another one submitted")
             info, bad = _follow(client, job, address)
         except (KeyboardInterrupt, SystemExit):
             stop()
@@ -91,6 +94,23 @@ def submit_and_follow(address: str, module: str, arguments: Sequence[str], *, fi
     if info.driver_exit_code == EXIT_BAD_INPUT:
         raise entry.told(bad, see=f"ray job logs {job}")
     raise Failed(f"job {job} at {address} ended as {info.status.value} (exit code {info.driver_exit_code}); log: ray job logs {job}")
+
+
+def _submit(client: Any, job: str, entrypoint: str, address: str) -> str | None:
+    """Submit it; or the entrypoint of the job that bears its name, which another one submitted after the jobs were listed.
+
+    Raises Failed when the head refuses the job for another reason: that rarely lasts.
+    """
+    try:
+        client.submit_job(
+            entrypoint=entrypoint, submission_id=job, runtime_env={"env_vars": {cluster.CODE_HASH_VARIABLE: cluster.code_hash()}}
+        )
+    except RuntimeError as error:
+        try:
+            return str(client.get_job_info(job).entrypoint)
+        except RuntimeError:
+            raise Failed(f"{address} did not take job {job} ({cluster.last_line(error)})") from error
+    return None
 
 
 def _follow(client: Any, job: str, address: str) -> tuple[Any, str]:

@@ -1,5 +1,6 @@
 """components/jobs.py on a real Ray head: a job is followed to its end, also through a connection that breaks."""
 
+import asyncio
 import signal
 import socket
 import subprocess
@@ -8,13 +9,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from components import jobs
 from sr3_core import config
-from sr3_core.errors import BadInput
+from sr3_core.errors import BadInput, Failed
 from tests.conftest import RayHead, free_port
 
 
@@ -33,6 +36,92 @@ def test_a_job_is_followed_and_ends_as_its_entry_ends(ray_head: RayHead, tmp_pat
 def test_nothing_listens_at_the_job_address() -> None:
     with pytest.raises(BadInput, match="does not answer"):
         jobs.submit_and_follow(f"http://127.0.0.1:{free_port()}", "components.train", [], fingerprint="test")
+
+
+class Board:
+    """A head's job API on loopback, whose list is older than its jobs: another one submits at the same time."""
+
+    def __init__(self, there: dict[str, str]) -> None:
+        """``there``: the entrypoints of the jobs that are there, by id."""
+        self.there, self.submitted = there, list[str]()
+        self._loop, self._ready, self._done = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()), daemon=True)
+
+    def __enter__(self) -> "Board":
+        self._thread.start()
+        assert self._ready.wait(20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._done.set)
+        self._thread.join(20)
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        application = web.Application()
+        application.add_routes([
+            web.get("/api/version", self._version), web.get("/api/jobs/", self._list), web.post("/api/jobs/", self._submit),
+            web.get("/api/jobs/{id}", self._info), web.get("/api/jobs/{id}/logs/tail", self._log),
+        ])  # fmt: skip
+        runner = web.AppRunner(application)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", int(self.url.rpartition(":")[2])).start()
+        self._ready.set()
+        await self._done.wait()
+        await runner.cleanup()
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return web.json_response({"version": "4", "ray_version": metadata.version("ray"), "ray_commit": ""})
+
+    async def _list(self, _: web.Request) -> web.Response:
+        return web.json_response([])
+
+    async def _submit(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        job = asked["submission_id"]
+        if job in self.there:
+            text = f"Traceback ...\nValueError: Job with submission_id {job} already exists. Please use a different submission_id."
+            return web.Response(status=500, text=text)
+        if asked["entrypoint"].endswith("refused"):
+            return web.Response(status=500, text="No available agent to submit job, please try again later.")
+        self.there[job] = asked["entrypoint"]
+        self.submitted.append(job)
+        return web.json_response({"job_id": job, "submission_id": job})
+
+    async def _info(self, request: web.Request) -> web.Response:
+        job = request.match_info["id"]
+        if job not in self.there:
+            return web.Response(status=404, text=f"Job {job} does not exist")
+        ended = {"status": "SUCCEEDED", "driver_exit_code": 0}
+        return web.json_response({"type": "SUBMISSION", "submission_id": job, "entrypoint": self.there[job], **ended})
+
+    async def _log(self, request: web.Request) -> web.WebSocketResponse:
+        answer = web.WebSocketResponse()
+        await answer.prepare(request)
+        await answer.send_str(f"the log of {request.match_info['id']}\n")
+        await answer.close()
+        return answer
+
+
+def test_two_that_submit_at_once_follow_one_job(capsys: pytest.CaptureFixture[str]) -> None:
+    with Board({"sr3-both-0": "python -m components.train --root=/a"}) as board:
+        jobs.submit_and_follow(board.url, "components.train", ["--root=/a"], fingerprint="both")
+        assert board.submitted == []
+    said = capsys.readouterr().out
+    assert "sr3| ray following job sr3-both-0, which another one submitted" in said and "the log of sr3-both-0" in said
+
+
+def test_a_name_that_another_work_has_taken_meanwhile_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    with Board({"sr3-both-0": "python -m components.train --root=/b"}) as board:
+        jobs.submit_and_follow(board.url, "components.train", ["--root=/a"], fingerprint="both")
+        assert board.submitted == ["sr3-both-1"]
+    assert "the log of sr3-both-1" in capsys.readouterr().out
+
+
+def test_a_job_that_the_head_does_not_take_may_be_tried_again() -> None:
+    with Board({}) as board, pytest.raises(Failed, match=r"did not take job sr3-both-0 \(.*No available agent"):
+        jobs.submit_and_follow(board.url, "components.train", ["refused"], fingerprint="both")
 
 
 class Way:
