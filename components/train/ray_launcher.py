@@ -230,16 +230,17 @@ def _ending_in_order(mailbox: Any, ended: threading.Event, on_event: Callable[[E
         return
     before, came = signal.getsignal(signal.SIGTERM), threading.Event()
 
-    def note(number: int, frame: Any) -> None:
-        if came.is_set() and callable(before):
-            before(number, frame)
+    def note(number: int, _frame: Any) -> None:
+        if came.is_set():
+            signal.signal(number, before)
+            os.kill(os.getpid(), number)
         came.set()
 
     def pass_on() -> None:
         while not ended.is_set():
             if came.wait(_POLL_SECONDS):
-                on_event(("say", "TERM: ending after this step, with a checkpoint; the same command goes on from there"))
                 ray.get(mailbox.stop.remote())
+                on_event(("say", "TERM: ending after this step, with a checkpoint; the same command goes on from there"))
                 if not ended.wait(_PATIENCE_SECONDS):
                     os.kill(os.getpid(), signal.SIGTERM)
                 return

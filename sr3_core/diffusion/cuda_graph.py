@@ -51,7 +51,7 @@ class Recorded:
                     self._call(self._noisy, self._gamma)
             torch.cuda.current_stream(noisy.device).wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads copy batches and may allocate meanwhile
                 self._x0 = self._call(self._noisy, self._gamma)
         finally:
             torch.set_autocast_cache_enabled(cached)
