@@ -224,7 +224,7 @@ def test_too_few_photos_end_in_the_room_with_its_line(sr3: Callable[..., Ended],
     [
         (["frobnicate"], "No such command 'frobnicate'; do: sr3 --help"),
         (["run"], "Missing argument 'RECIPE'; do: sr3 run --help"),
-        (["run", "demo", "--runner", "k8s"], "'k8s' is not 'subprocess'; do: sr3 run --help"),
+        (["run", "demo", "--runner", "k8s"], "'k8s' is not one of 'subprocess', 'docker'; do: sr3 run --help"),
         (["sample", "-o", "x.png", "--seed", "x"], "'x' is not a valid integer range; do: sr3 sample --help"),
     ],
 )
