@@ -118,7 +118,10 @@ def killed_at(point: int, prepare: Prepare, undisturbed: dict[str, str], start: 
     left = every(root)
     assert MANIFEST not in left or set(left) >= {Path(name).name for name in undisturbed}, "the manifest comes last"
     said = prepare.finish(root)
-    assert tree(root) == undisturbed
+    found = tree(root)
+    if MANIFEST in left:  # killed between the manifest and the end of its lease, which nobody takes in a finished folder: it may stay
+        found = {name: hashed for name, hashed in found.items() if not name.endswith(f"/{LEASE}")}
+    assert found == undisturbed
     ShardSet.open(str(next((root / "shards").iterdir()))).verify()
     if INSPECTED in left and MANIFEST not in left:
         assert f"goes on with what an earlier run saw of {PHOTOS + 1} inputs" in said
