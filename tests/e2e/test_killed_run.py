@@ -37,7 +37,10 @@ class Started:
     def __init__(self, command: tuple[str, ...], root: Path) -> None:
         self.root = root
         self.output = (root.parent / f"{root.name}.out").open("a+")
-        self.process = subprocess.Popen([str(BIN / "sr3"), *command, "--root", str(root)], stdout=self.output, stderr=subprocess.STDOUT)
+        heard = ["env", "--default-signal=INT"]  # ignored where the tests run in the background
+        self.process = subprocess.Popen(
+            [*heard, str(BIN / "sr3"), *command, "--root", str(root)], stdout=self.output, stderr=subprocess.STDOUT
+        )
         self.below: dict[int, str] = {}
 
     def look(self) -> None:
