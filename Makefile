@@ -39,10 +39,10 @@ sbom: setup-dev ## a bill of materials (CycloneDX) of each image that make image
 	@SBOM="$(CURDIR)/build/sbom" bash infra/images/build.sh "$(bin)/python" -- $(PIP_ARGS)
 
 test: setup-dev ## every test but the long ones
-	@$(quiet) "$(bin)/python" -m pytest tests --ignore=tests/e2e --ignore=tests/benchmarks $(ARGS)
+	@$(quiet) "$(bin)/python" -m pytest tests --ignore=tests/e2e --ignore=tests/benchmarks --durations=20 $(ARGS)
 
 test-e2e: setup-dev ## the long tests: a killed run resumed, signals, jobs, the rooms as containers (E2E=no-containers leaves these out)
-	@$(quiet) "$(bin)/python" -m pytest tests/e2e $(ARGS)
+	@$(quiet) "$(bin)/python" -m pytest tests/e2e --durations=20 $(ARGS)
 
 test-nightly: setup-dev ## what takes too long for every change: a thousand damaged inputs, kills at twenty random points
 	@$(quiet) "$(bin)/python" -m pytest tests -m nightly $(ARGS)
