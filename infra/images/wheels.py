@@ -88,11 +88,11 @@ def _torch(variant: str, folder: Path, locked: dict[str, str], pip_args: list[st
     pins.write_text("".join(f"{name}=={parse_wheel_filename(file)[1]}\n" for name, file in locked.items()))
     own = folder / f"files-{variant}"
     exact = "===" if variant == "gpu" else "=="  # == takes a +cpu build as well, and prefers it
-    found = _pip(["--no-build-isolation", "--find-links", str(folder / "files"), "-c", str(pins), f"torch{exact}{TORCH}"], own, pip_args)
+    found = _pip(["--no-build-isolation", "-c", str(pins), f"torch{exact}{TORCH}"], own, pip_args)
     others = [wheel for name, wheel in found.items() if name not in locked]
     cuda = any(name.startswith(("nvidia-", "cuda-", "triton")) for name in found)
     if cuda != (variant == "gpu"):
-        hint = "PIP_ARGS='--index-url ...' of an index with CPU builds" if cuda else "PIP_ARGS of an index with CUDA builds"
+        hint = "PIP_ARGS of an index with CPU builds" if cuda else "PIP_ARGS of an index with CUDA builds"
         _refuse(f"pip found a {'CUDA' if cuda else 'CPU'} build of torch {TORCH} for VARIANT={variant}; give {hint}")
     kept = [wheel.rename(folder / "files" / wheel.name) for wheel in others]
     shutil.rmtree(own)
